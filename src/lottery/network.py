@@ -6,6 +6,7 @@ layer l maps sizes[l] inputs to sizes[l + 1] outputs, with a ReLU between layers
 
 import math
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -184,18 +185,17 @@ def log_probabilities(parameters: Parameters, inputs: Tensor) -> Tensor:
     return result
 
 
-@dataclass(frozen=True)
-class Scores:
-    """How R networks do on N images."""
-
-    loss: Tensor  # float64 [R], mean cross-entropy
-    accuracy: Tensor  # float64 [R], fraction of the images classified correctly
-
-
-def score(parameters: Parameters, inputs: Tensor, labels: Tensor) -> Scores:
-    """Loss and accuracy of each network on inputs [N, D] and labels [N]."""
+def score(parameters: Parameters, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean cross-entropy and accuracy of each network on inputs [N, D] and labels [N], both float64 [R]."""
     logs = log_probabilities(parameters, inputs)
     likelihoods = logs.gather(2, labels.expand(len(parameters), -1)[..., None])
     loss = torch.stack([-network.double().mean() for network in likelihoods])
     accuracy = (logs.argmax(dim=2) == labels).double().mean(dim=1)
-    return Scores(loss, accuracy)
+    return loss, accuracy
+
+
+def accuracy(parameters: Parameters, inputs: Tensor, labels: Tensor, threads: int) -> Tensor:
+    """Accuracy of each network, float64 [R], a network at a time on each thread."""
+    with torch.no_grad(), ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        rows = [parameters.rows(slice(row, row + 1)) for row in range(len(parameters))]
+        return torch.cat([accuracy for _, accuracy in pool.map(lambda row: score(row, inputs, labels), rows)])

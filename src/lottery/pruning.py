@@ -60,3 +60,13 @@ def prune_globally(scores: tuple[Tensor, ...], masks: Masks, sparsity: float) ->
     kept = keep_highest(flat_scores, flat_masks, round((1 - sparsity) * flat_masks.shape[1]))
     layers = kept.split([mask[0].numel() for mask in masks], dim=1)
     return tuple(layer.reshape(mask.shape) for layer, mask in zip(layers, masks, strict=True))
+
+
+def weights_kept(masks: Masks) -> Tensor:
+    """How many weights each network keeps in each layer, int64 [R, layers]."""
+    return torch.stack([mask.flatten(1).sum(dim=1) for mask in masks], dim=1)
+
+
+def density(masks: Masks) -> Tensor:
+    """Weights kept / prunable weights over all layers, float64 [R]."""
+    return weights_kept(masks).sum(dim=1).double() / sum(mask[0].numel() for mask in masks)

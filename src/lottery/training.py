@@ -171,9 +171,9 @@ class Group:
         return self._epoch[1][place]
 
     def _evaluate(self, train_loss: Tensor) -> None:
-        scores = score(self.parameters, self.validation, self.split.validation.labels)
-        self.history.append((train_loss, scores.loss, scores.accuracy))
-        for r, loss in enumerate(scores.loss.tolist()):
+        losses, accuracies = score(self.parameters, self.validation, self.split.validation.labels)
+        self.history.append((train_loss, losses, accuracies))
+        for r, loss in enumerate(losses.tolist()):
             if not math.isfinite(loss):
                 raise DivergedError(self.first + r, self.iteration)
             if self.iteration and loss < self.lowest[r]:

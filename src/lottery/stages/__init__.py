@@ -1,0 +1,45 @@
+"""One module per stage of dvc.yaml, and what they share: how a stage ends, and training as params.yaml says."""
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+from lottery import LotteryError
+from lottery.params import Params
+
+
+def run(stage: Callable[[], None]) -> NoReturn:
+    """Run a stage to its exit code: 0, or 2 after the one line that a LotteryError carries.
+
+    SIGTERM ends a stage as ctrl-C does, so that its MLflow run is marked KILLED.
+    """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        stage()
+    except LotteryError as error:
+        sys.exit(_complain(str(error), 2))
+    except KeyboardInterrupt:
+        sys.exit(_complain("interrupted; `dvc repro` starts this stage anew", 130))
+    sys.exit(0)
+
+
+def _complain(line: str, code: int) -> int:
+    print(line, file=sys.stderr)
+    return code
+
+
+def threads(params: Params) -> int:
+    """How many threads `run.threads` asks for; auto is one a core, or what OMP_NUM_THREADS says."""
+    import torch  # takes 2 s, which `download` need not spend
+
+    return torch.get_num_threads() if params.run.threads == "auto" else params.run.threads
+
+
+def level_name() -> str:
+    """The level that DVC runs this stage for. From the environment: `${key}` in a command would be pasted into a shell."""
+    stage, _, level = os.environ.get("DVC_STAGE", "").partition("@")
+    if not level:
+        raise LotteryError(f"DVC_STAGE: {stage!r} names no level; run `dvc repro prune@LEVEL`")
+    return level

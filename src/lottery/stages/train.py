@@ -1,0 +1,22 @@
+"""Train the dense networks, one a seed."""
+
+from pathlib import Path
+
+from lottery import experiment, params, tracking
+from lottery.artifacts import save_level
+from lottery.stages import run
+from lottery.stages.training import trainer
+
+
+def main() -> None:
+    """Steps 1 and 2 of the experiment."""
+    p = params.load()
+    folder = Path("models/dense")
+    with tracking.stage(p, "dense") as tracked:
+        level = experiment.dense(p.sizes, p.network.initialization, p.train.seeds, trainer(p, "dense"))
+        save_level(level, folder)
+        tracked.log_level("dense", folder)
+
+
+if __name__ == "__main__":
+    run(main)

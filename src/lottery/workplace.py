@@ -1,0 +1,37 @@
+"""Where a stage's passing files live: the repository that DVC was started in, also within a DVC experiment's copy."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+def root() -> Path:
+    """The repository's root: DVC_ROOT in a stage, else the nearest folder upwards that DVC or git manages."""
+    if "DVC_ROOT" in os.environ:
+        return Path(os.environ["DVC_ROOT"])
+    here = Path.cwd()
+    return next((folder for folder in (here, *here.parents) if (folder / ".dvc").is_dir()), here)
+
+
+@contextmanager
+def scratch() -> Iterator[Path]:
+    """A fresh folder under .lottery/tmp, outside everything that DVC hashes; gone at the end."""
+    parent = root() / ".lottery" / "tmp"
+    parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=parent) as folder:
+        yield Path(folder)
+
+
+@contextmanager
+def replacing(target: Path) -> Iterator[Path]:
+    """A path to write a file or a folder at, which takes the target's place only if the block ends well."""
+    with scratch() as folder:
+        path = folder / target.name
+        yield path
+        if target.is_dir():
+            shutil.rmtree(target)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        path.replace(target)
