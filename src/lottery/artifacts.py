@@ -22,7 +22,7 @@ import numpy as np
 import pandas as pd
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from lottery import LotteryError
@@ -66,8 +66,8 @@ def save_level(level: Level, folder: Path) -> None:
     with replacing(folder) as new:
         new.mkdir()
         # one key: with several, safetensors writes them in another order each time
-        save_file(packed, new / "masks.safetensors", {"lottery": json.dumps(asdict(contents))})
-        save_file(weights, new / "weights.safetensors")
+        (new / "masks.safetensors").write_bytes(save(packed, {"lottery": json.dumps(asdict(contents))}))
+        (new / "weights.safetensors").write_bytes(save(weights))
         _history(level).to_csv(new / "history.csv", index=False, lineterminator="\n")
 
 

