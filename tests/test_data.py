@@ -219,24 +219,26 @@ def test_an_altered_file_is_named_and_no_other_source_is_asked(
         content = bytearray((folder / file).read_bytes())
         content[len(content) // 2] ^= 1
         (folder / file).write_bytes(content)
-        assert _refusal("mnist").startswith(f"mnist: {file} from {folder} differs from mnist's original (sha256 ")
+        wrong = f"mnist: {file} from {folder} (LOTTERY_DATA) differs from mnist's original (sha256 "
+        assert _refusal("mnist").startswith(wrong)
 
 
-def test_a_missing_folder_or_file_is_named_with_the_remedy(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_the_folder_lacks_a_file_the_next_source_is_asked_and_the_reason_said(
+    cut_off: pytest.MonkeyPatch, workspace: Path
+) -> None:
     folder = workspace / "mine"
-    monkeypatch.setenv("LOTTERY_DATA", str(folder))
-    assert _refusal("mnist").startswith(f"LOTTERY_DATA: {folder} is no folder; set LOTTERY_DATA to ")
-    folder.mkdir()
-    line = _refusal("mnist")
-    assert line.startswith(f"mnist: {folder}/train-images-idx3-ubyte is missing; set LOTTERY_DATA to ")
-    assert "t10k-labels-idx1-ubyte" in line
+    cut_off.setenv("LOTTERY_DATA", str(folder))
+    line = _refusal("kmnist")
+    assert f"{folder} (LOTTERY_DATA): {folder}/train-images-idx3-ubyte.gz is missing; torchvision's mirrors: " in line
+    assert "set LOTTERY_DATA to a folder with the original files (train-images-idx3-ubyte.gz, " in line
 
 
 @pytest.mark.parametrize("content", [b"", b"no gzip", gzip.compress(b"cut" * 999)[:-9], gzip.compress(b"")[:-8]])
 def test_a_gzipped_file_that_does_not_unpack_is_named(
     content: bytes, workspace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (workspace / "train-images-idx3-ubyte.gz").write_bytes(content)
+    for file in CHECKSUMS["mnist"]:
+        (workspace / f"{file}.gz").write_bytes(content)
     monkeypatch.setenv("LOTTERY_DATA", str(workspace))
     assert "train-images-idx3-ubyte" in _refusal("mnist")
 

