@@ -284,7 +284,7 @@ def test_a_data_set_is_added_by_its_four_checksums(
 
 
 def test_torchvisions_data_sets_load_and_its_checksums_are_ours(tmp_path: Path) -> None:
-    code = "from lottery.data import _torchvision_datasets as load; print(dict(load().KMNIST.resources))"
+    code = "from lottery.data import torchvision_datasets as load; print(dict(load().KMNIST.resources))"
     assert _python(code, tmp_path).strip() == str(CHECKSUMS["kmnist"])
 
 
@@ -295,8 +295,8 @@ import torch
 for operator in ("nms", "qnms"):
     if not hasattr(torch.ops.torchvision, operator):
         torch.library.define(f"torchvision::{operator}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-from lottery.data import _torchvision_datasets
-print(_torchvision_datasets().MNIST.__name__)
+from lottery.data import torchvision_datasets
+print(torchvision_datasets().MNIST.__name__)
 """
     assert _python(code, tmp_path) == "MNIST\n"
 

@@ -138,7 +138,7 @@ def _download_with_torchvision(name: str, folder: Path) -> Path:
     socket.setdefaulttimeout(PATIENCE)
     try:
         with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-            dataset = getattr(_torchvision_datasets(), TORCHVISION_CLASSES[name])(folder, download=True)
+            dataset = getattr(torchvision_datasets(), TORCHVISION_CLASSES[name])(folder, download=True)
     except (ImportError, OSError, RuntimeError, http.client.HTTPException) as error:
         raise _SourceError(_in_short(error)) from error
     finally:
@@ -153,7 +153,7 @@ def _in_short(error: Exception) -> str:
     return ", ".join(dict.fromkeys(reasons)) or type(error).__name__
 
 
-def _torchvision_datasets() -> ModuleType:
+def torchvision_datasets() -> ModuleType:
     """torchvision.datasets, also where torchvision's compiled operators do not load.
 
     pip may resolve torch to a CPU-only build and torchvision to one for CUDA. torchvision's operators do not load then,

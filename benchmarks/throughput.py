@@ -1,0 +1,140 @@
+"""How fast a stack trains, against the loops that people write: `python -m benchmarks.throughput`.
+
+LeNet-300-100 on MNIST, batch 60, Adam, float32, all on this machine in one run. Every loop trains in turn and several
+times over, and its median counts, because a machine that others use drifts. Seconds are per network and epoch of 55,000
+images, training alone: evaluations of validation images come on top, for every loop alike.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+
+from lottery.data import load_split, torchvision_datasets
+from lottery.images import Images, Split
+from lottery.network import initialize
+from lottery.pruning import everything, magnitude, prune_layers
+from lottery.randomness import generator
+from lottery.training import Recipe, train
+
+SIZES = (784, 300, 100, 10)
+BATCH = 60
+STACKS = (1, 3, 15, 45)
+LEARNING_RATE = 0.0012
+# forward and the gradient of the weights for each weight, the gradient of the inputs for all but the first layer
+MULTIPLY_ADDS = 2 * (784 * 300 + 300 * 100 + 100 * 10) + 300 * 100 + 100 * 10  # an image
+
+
+def stacked(networks: int, split: Split, iterations: int, threads: int) -> None:
+    """Our loop, on a level's masked networks."""
+    start = initialize(SIZES, "glorot-normal", [generator("benchmark", seed) for seed in range(networks)])
+    masks = prune_layers(magnitude(start), everything(networks, SIZES), 0.8, 0.0, 0.5)
+    few = Split(split.train, Images(split.validation.pixels[:60], split.validation.labels[:60]), split.scaling)
+    recipe = Recipe(iterations, BATCH, LEARNING_RATE, evaluate_every=250)
+    train(start.masked(masks), masks, range(networks), (0.8,), few, recipe, threads=threads)
+
+
+def module() -> nn.Module:
+    """LeNet-300-100 as everybody writes it."""
+    return nn.Sequential(nn.Linear(784, 300), nn.ReLU(), nn.Linear(300, 100), nn.ReLU(), nn.Linear(100, 10))
+
+
+class Transformed(Dataset[tuple[torch.Tensor, int]]):
+    """What torchvision.datasets.MNIST does for each item: an image object, then the transforms."""
+
+    def __init__(self, images: Images) -> None:
+        torchvision_datasets()  # makes torchvision's import work beside a CPU build of torch
+        from torchvision import transforms
+
+        self.images = images
+        self.transform = transforms.Compose([transforms.ToTensor(), transforms.Normalize((0.1307,), (0.3081,))])
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        picture = Image.fromarray(self.images.pixels[index].view(28, 28).numpy(), mode="L")
+        return self.transform(picture), int(self.images.labels[index])
+
+
+def data_loader(split: Split, iterations: int) -> None:
+    """DataLoader, transforms, nn.Module, Adam: one network."""
+    model, loader = module(), DataLoader(Transformed(split.train), batch_size=BATCH, shuffle=True, drop_last=True)
+    optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE)
+    for _, (inputs, labels) in zip(range(iterations), loader, strict=False):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(inputs.view(BATCH, -1)), labels).backward()
+        optimizer.step()
+
+
+def in_memory(split: Split, iterations: int) -> None:
+    """Images in memory, nn.Module, fused Adam: one network."""
+    model, inputs, labels = module(), split.scaling(split.train.pixels), split.train.labels
+    optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE, fused=True)
+    order = torch.randperm(len(labels))
+    for batch in order[: iterations * BATCH].view(-1, BATCH):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(inputs[batch]), labels[batch]).backward()
+        optimizer.step()
+
+
+def matmul_rate() -> float:
+    """This machine's float32 multiply-adds a second, in products of 2048 x 2048 matrices."""
+    left, right, out = (torch.randn(2048, 2048) for _ in range(3))
+    torch.mm(left, right, out=out)
+    start = time.perf_counter()
+    for _ in range(10):
+        torch.mm(left, right, out=out)
+    return 10 * 2048**3 / (time.perf_counter() - start)
+
+
+def main() -> None:
+    """Time every loop in turn and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--iterations", type=int, default=250, help="a loop and round")
+    arguments = parser.parse_args()
+    iterations, threads = arguments.iterations, torch.get_num_threads()
+    split = load_split(Path("data/mnist.safetensors"), 5000, "standard")
+    epoch = len(split.train) // BATCH
+
+    def seconds(loop: Callable[[], None]) -> float:
+        torch.set_num_threads(threads)
+        start = time.perf_counter()
+        loop()
+        return (time.perf_counter() - start) / iterations * epoch
+
+    names = ["DataLoader", "in memory", *map(str, STACKS)]
+    times: dict[str, list[float]] = {name: [] for name in names}
+    rates = []
+    for _ in range(arguments.rounds):
+        torch.set_num_threads(threads)
+        rates.append(matmul_rate())
+        times["DataLoader"].append(seconds(lambda: data_loader(split, iterations)))
+        times["in memory"].append(seconds(lambda: in_memory(split, iterations)))
+        for networks in STACKS:
+            loop = lambda networks=networks: stacked(networks, split, iterations, threads)  # noqa: E731
+            times[str(networks)].append(seconds(loop) / networks)
+
+    median = {name: statistics.median(values) for name, values in times.items()}
+    rate = statistics.median(rates)
+    print(f"{threads} threads; matrix products reach {2 * rate / 1e9:.0f} GFLOP/s; medians of {arguments.rounds} rounds\n")
+    print("| loop | s per network and epoch | DataLoader / this | in memory / this | of the matmul rate |")
+    print("|---|---|---|---|---|")
+    for name in names:
+        loop_name = {"DataLoader": "DataLoader + transforms + nn.Module + Adam", "in memory": "in memory + fused Adam"}
+        share = MULTIPLY_ADDS * epoch * BATCH / median[name] / rate
+        print(
+            f"| {loop_name.get(name, f'a stack of {name}')} | {median[name]:.2f} "
+            f"| {median['DataLoader'] / median[name]:.1f} | {median['in memory'] / median[name]:.2f} | {share:.0%} |"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,59 @@
+"""What a person types beside `dvc`: ``lottery check``, ``lottery ui``.
+
+Each command imports what it needs when it runs: ``lottery check`` answers before torch could even be imported.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from lottery import LotteryError, params
+
+
+def check(arguments: argparse.Namespace) -> int:
+    """Validate params.yaml and say how much it asks for. Raises LotteryError where it holds mistakes."""
+    settings = params.load()
+    levels, arms, seeds = len(settings.levels), len(settings.prune.arms), len(settings.train.seeds)
+    sizes = "-".join(map(str, settings.sizes))
+    print(
+        f"params.yaml: {_count(levels, 'level')} x {_count(arms, 'arm')} x {_count(seeds, 'seed')} + {seeds} dense: "
+        f"{(levels * arms + 1) * seeds} networks of {sizes}, {_count(settings.iterations, 'iteration')} each"
+    )
+    return 0
+
+
+def ui(arguments: argparse.Namespace) -> int:
+    """Serve the MLflow UI until it is stopped. Raises LotteryError where that cannot be."""
+    from lottery.tracking import serve_ui
+
+    serve_ui(arguments.port)
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; the exit code is 2 for a person's mistake, which is printed without a traceback."""
+    parser = argparse.ArgumentParser(prog="lottery", description="The lottery ticket experiment, beside `dvc repro`.")
+    commands = parser.add_subparsers(required=True, metavar="command")
+
+    command = commands.add_parser("check", help="validate params.yaml")
+    command.set_defaults(run=check)
+
+    command = commands.add_parser("ui", help="serve the MLflow UI on 127.0.0.1")
+    command.add_argument("--port", type=int, default=5000, help="default: %(default)s")
+    command.set_defaults(run=ui)
+
+    arguments = parser.parse_args(argv)
+    try:
+        code: int = arguments.run(arguments)
+    except LotteryError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return code
+
+
+def _count(number: int, thing: str) -> str:
+    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

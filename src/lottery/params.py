@@ -1,0 +1,504 @@
+"""params.yaml as a typed, validated schema.
+
+Whatever reads params.yaml reads it here, before anything heavy is imported: ``load`` needs neither torch nor MLflow
+nor DVC. DVC reads the same file before any code of ours, as YAML 1.2: ``parse`` makes PyYAML agree with it.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import date
+from difflib import SequenceMatcher
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, TypeVar, cast, get_args
+
+import yaml
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    model_validator,
+)
+from pydantic_core import CoreSchema, ErrorDetails, InitErrorDetails, PydanticCustomError, core_schema
+
+from lottery import LotteryError
+
+# Every data set, with the number of its training images before the validation images are taken out.
+TRAINING_IMAGES: Mapping[str, int] = {
+    "mnist": 60_000,
+    "fashion-mnist": 60_000,
+    "kmnist": 60_000,
+    "digits": 1_438,  # of 1,797 images; the rest is its test set
+}
+
+Arm = Literal["ticket", "reinit", "random"]
+Criterion = Literal["magnitude"]
+Initialization = Literal["glorot-normal", "kaiming-uniform"]
+Optimizer = Literal["adam", "sgd"]
+Scale = Literal["standard", "unit"]
+Scope = Literal["layer", "global"]
+
+
+@dataclass(frozen=True)
+class Is:
+    """What a value has to be, in words that follow "is not"; ``choices`` are what a person may have meant.
+
+    In ``Annotated`` it wraps the checks on its left: whichever of them fails, the message is made of these words.
+    """
+
+    words: str
+    choices: tuple[str, ...] = ()
+
+    @classmethod
+    def one_of(cls, choices: Iterable[str]) -> "Is":
+        *most, last = choices
+        return cls(f"{', '.join(most)} or {last}" if most else last, (*most, last))
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_wrap_validator_function(self._check, handler(source))
+
+    def _check(self, value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
+        try:
+            return handler(value)
+        except ValidationError:
+            text = f"{_shown(value)} is not {self.words}{_did_you_mean(value, self.choices)}"
+            raise PydanticCustomError("mistake", text) from None
+
+
+SOME_LEVELS = "a mapping with at least one level, such as p80: {sparsity: 0.8, parent: dense}"
+A_LIST = "a list with at least one item"
+Mistake = tuple[tuple[str, ...], str]  # the key, from where it is found, and what is wrong there
+
+
+def _refuse(mistakes: Iterable[Mistake]) -> None:
+    """Raise the mistakes, where there are any, together."""
+    errors = [
+        InitErrorDetails(type=PydanticCustomError("mistake", text), loc=key, input=None) for key, text in mistakes
+    ]
+    if errors:
+        raise ValidationError.from_exception_data("params.yaml", errors)
+
+
+def _several(value: object) -> tuple[Any, ...]:
+    if isinstance(value, list | tuple) and value:
+        return tuple(value)
+    raise PydanticCustomError("mistake", f"{_shown(value)} is not {A_LIST}")
+
+
+def _distinct(items: tuple[Any, ...]) -> tuple[Any, ...]:
+    repeated = dict.fromkeys(item for index, item in enumerate(items) if item in items[:index])
+    _refuse(((), f"{_shown(item)} is listed more than once; remove the repetition") for item in repeated)
+    return items
+
+
+def _check_name(name: str) -> str:
+    if name == "dense" or not re.fullmatch("[a-z0-9][a-z0-9-]*", name):
+        raise ValueError(name)
+    return name
+
+
+Item = TypeVar("Item")
+Several = Annotated[tuple[Item, ...], BeforeValidator(_several)]
+Count = Annotated[int, Field(ge=1), Is("a whole number of 1 or more")]
+Seed = Annotated[int, Field(ge=0, lt=2**63), Is("a whole number from 0 to 2**63 - 1")]
+LevelName = Annotated[
+    str,
+    AfterValidator(_check_name),
+    Is('a name for a level: make it a text of a-z, 0-9 and "-" that begins with a letter or digit, other than "dense"'),
+]
+
+
+class Section(BaseModel):
+    """A part of params.yaml, frozen. Unknown keys are mistakes; nothing is converted, except an int to a float."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class Data(Section):
+    """The images that networks learn from."""
+
+    name: Annotated[str, Field(pattern=f"^({'|'.join(TRAINING_IMAGES)})$"), Is.one_of(TRAINING_IMAGES)]
+    validation: Count  # images; `digits` has its own number: read Params.validation_images
+    scale: Annotated[Scale, Is.one_of(get_args(Scale))]
+
+
+class Network(Section):
+    """The multilayer perceptron."""
+
+    hidden: Several[Count]  # units in each hidden layer
+    initialization: Annotated[Initialization, Is.one_of(get_args(Initialization))]
+
+
+class Train(Section):
+    """How every network is trained, and with which seeds."""
+
+    seeds: Annotated[Several[Seed], AfterValidator(_distinct)]
+    epochs: Count | None = None  # either of these two is given: read Params.iterations
+    iterations: Count | None = None
+    batch_size: Count  # images
+    optimizer: Annotated[Optimizer, Is.one_of(get_args(Optimizer))]
+    learning_rate: Annotated[float, Field(gt=0), Is("a number above 0")]
+    momentum: Annotated[float, Field(ge=0, lt=1), Is("a number from 0 up to, but not including, 1")] = 0.0
+    weight_decay: Annotated[float, Field(ge=0), Is("a number of 0 or more")] = 0.0
+    evaluate_every: Count  # iterations
+
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        _refuse(self._disagreements())
+        return self
+
+    def _disagreements(self) -> Iterator[Mistake]:
+        if self.epochs is None and self.iterations is None:
+            yield ("epochs",), "missing; give either epochs or iterations"
+        if self.epochs is not None and self.iterations is not None:
+            yield ("iterations",), f"{self.iterations} stands beside epochs: {self.epochs}; remove one of the two"
+        for key, value in (("momentum", self.momentum), ("weight_decay", self.weight_decay)):
+            if value and self.optimizer != "sgd":
+                yield (key,), f"{value} is for sgd alone; remove it, or set train.optimizer to sgd"
+
+
+class Prune(Section):
+    """How weights are pruned, and what each level compares."""
+
+    arms: Annotated[Several[Annotated[Arm, Is.one_of(get_args(Arm))]], AfterValidator(_distinct)]
+    criterion: Annotated[Criterion, Is.one_of(get_args(Criterion))]
+    scope: Annotated[Scope, Is.one_of(get_args(Scope))]
+    output_rate: Annotated[float, Field(ge=0, le=1), Is("a number from 0 to 1")]  # fraction of each step's rate
+
+
+class Level(Section):
+    """One rung of pruning."""
+
+    sparsity: Annotated[float, Field(ge=0, lt=1), Is("a number above 0 and below 1")]  # fraction of weights removed
+    parent: Annotated[str, Is('the name of a level, or "dense"')]
+
+
+def _some_levels(value: object) -> object:
+    if isinstance(value, Mapping) and value:
+        return value
+    raise PydanticCustomError("mistake", f"{_shown(value)} is not {SOME_LEVELS}")
+
+
+def _check_tree(levels: Mapping[str, Level]) -> Mapping[str, Level]:
+    _refuse(_mistakes_in_tree(levels))
+    return levels
+
+
+def _mistakes_in_tree(levels: Mapping[str, Level]) -> Iterator[Mistake]:
+    """Parents that do not exist, cycles (each once), and children that are no sparser than their parent."""
+    in_a_cycle: set[str] = set()
+    for name, level in levels.items():
+        parent = level.parent
+        if parent != "dense" and parent not in levels:
+            hint = _did_you_mean(parent, ("dense", *levels)) or f"; choose from {', '.join(('dense', *levels))}"
+            yield (name, "parent"), f"no level is called {_shown(parent)}{hint}"
+            continue
+        walk = [name]
+        while (ancestor := levels[walk[-1]].parent) in levels and ancestor not in walk:
+            walk.append(ancestor)
+        if ancestor == name and name not in in_a_cycle:
+            in_a_cycle.update(walk)
+            cycle = " -> ".join((*walk, name))
+            yield (name, "parent"), f"the cycle {cycle} never reaches dense; change one parent in it"
+        floor = levels[parent].sparsity if parent in levels else 0
+        if name not in in_a_cycle and level.sparsity <= floor:
+            text = f"{level.sparsity} is not above the {floor} of its parent {parent}; raise it or change the parent"
+            yield (name, "sparsity"), text
+
+
+class Tracking(Section):
+    """Where MLflow files the runs."""
+
+    mlflow_experiment: Annotated[str, Field(pattern=r"\S"), Is("the name of an MLflow experiment")]
+
+
+class Run(Section):
+    """How to run, never what comes out."""
+
+    threads: Annotated[Literal["auto"] | Annotated[int, Field(ge=1)], Is("auto or a whole number of 1 or more")]
+
+
+class Params(Section):
+    """All of params.yaml, and what follows from it."""
+
+    data: Data
+    network: Network
+    train: Train
+    prune: Prune
+    levels: Annotated[Mapping[LevelName, Level], BeforeValidator(_some_levels), AfterValidator(_check_tree)]
+    tracking: Tracking
+    run: Run
+
+    @property
+    def data_file(self) -> Path:
+        """What ``download`` leaves, from the repository's root."""
+        return Path("data") / f"{self.data.name}.safetensors"
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Inputs, units of each hidden layer, and classes of every network."""
+        return (64 if self.data.name == "digits" else 784, *self.network.hidden, 10)
+
+    @property
+    def validation_images(self) -> int:
+        """Training images held out for early stopping: ``data.validation``, but a tenth for ``digits``."""
+        return TRAINING_IMAGES["digits"] // 10 if self.data.name == "digits" else self.data.validation
+
+    @property
+    def training_images(self) -> int:
+        """Images left to train on, validation images taken out."""
+        return TRAINING_IMAGES[self.data.name] - self.validation_images
+
+    @property
+    def iterations(self) -> int:
+        """Iterations that every network trains for; the incomplete last batch of an epoch is dropped."""
+        if self.train.iterations is not None:
+            return self.train.iterations
+        return (self.train.epochs or 0) * (self.training_images // self.train.batch_size)
+
+    @property
+    def order(self) -> tuple[str, ...]:
+        """The names of the levels, every parent before its children, and otherwise as in the file."""
+        order: list[str] = []
+        waiting = list(self.levels)
+        while waiting:
+            ready = next(name for name in waiting if self.levels[name].parent in ("dense", *order))
+            order.append(ready)
+            waiting.remove(ready)
+        return tuple(order)
+
+    def path(self, level: str) -> tuple[float, ...]:
+        """The sparsities from dense down to ``level``, its own the last; dense's is empty.
+
+        Raises KeyError where there is no such level.
+        """
+        path: list[float] = []
+        while level != "dense":
+            path.append(self.levels[level].sparsity)
+            level = self.levels[level].parent
+        return tuple(reversed(path))
+
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        _refuse(self._disagreements())
+        return self
+
+    def _disagreements(self) -> Iterator[Mistake]:
+        total, held_out, left = TRAINING_IMAGES[self.data.name], self.validation_images, self.training_images
+        if left < 1:
+            text = f"{held_out} leaves none of the {total} training images; give less than {total}"
+            yield ("data", "validation"), text
+        elif (size := self.train.batch_size) > left:
+            text = f"{size} is more than the {left} training images left ({total} - {held_out} held out)"
+            yield ("train", "batch_size"), f"{text}; give {left} or less"
+        child = next((name for name in self.order if self.levels[name].parent != "dense"), None)
+        if child is not None and "ticket" not in self.prune.arms:
+            text = f"ticket is missing, yet {child} prunes the ticket of its parent {self.levels[child].parent}; add it"
+            yield ("prune", "arms"), text
+
+
+def load(path: Path = Path("params.yaml")) -> Params:
+    """Read and check params.yaml.
+
+    Raises LotteryError where the file cannot be read or holds mistakes: a line each, with the file, the key, the value
+    and the remedy.
+    """
+    try:
+        content = parse(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise LotteryError(f"{path}: no such file; run this in the folder that holds dvc.yaml") from None
+    except OSError as error:
+        raise LotteryError(f"{path}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise LotteryError(f"{path}: line {line}: not UTF-8; save the file as UTF-8") from None
+    except yaml.YAMLError as error:
+        raise LotteryError(f"{path}: {error}") from None
+    if not isinstance(content, dict):
+        what = "the file is empty" if content is None else f"{_shown(content)} is not a mapping"
+        raise LotteryError(f"{path}: {what}; write the sections {', '.join(Params.model_fields)}")
+    try:
+        return Params.model_validate(content)
+    except ValidationError as error:
+        raise LotteryError("\n".join(f"{path}: {_line(details)}" for details in error.errors())) from None
+
+
+# How a mistake reads
+
+
+def _line(details: ErrorDetails) -> str:
+    """One mistake that pydantic found, as the key and what to do about it."""
+    key, kind = details["loc"], details["type"]
+    if kind == "mistake":
+        return f"{_path(key[:-2] if key[-1] == '[key]' else key)}: {details['msg']}"
+    if kind == "missing":
+        return f"{_path(key)}: missing; {_give(_section(key[:-1]), str(key[-1]))}"
+    if kind in ("extra_forbidden", "invalid_key"):
+        known = _section(key[:-1]).model_fields
+        hint = _did_you_mean(key[-1], known) or f"; the keys here are {', '.join(known)}"
+        return f"{_path(key)}: unknown key{hint}"
+    if kind == "model_type":
+        keys = ", ".join(_section(key).model_fields)
+        return f"{_path(key)}: {_shown(details['input'])} is not a mapping; the keys here are {keys}"
+    return f"{_path(key)}: {details['msg']}"
+
+
+def _section(key: tuple[int | str, ...]) -> type[Section]:
+    """The part of the schema that a key leads to."""
+    if not key:
+        return Params
+    return Level if key[0] == "levels" else cast(type[Section], Params.model_fields[str(key[0])].annotation)
+
+
+def _give(section: type[Section], name: str) -> str:
+    """What to write where a key of a section is missing."""
+    if name == "levels":
+        return f"give {SOME_LEVELS}"
+    if section is Params:
+        return f"give it the keys {', '.join(_section((name,)).model_fields)}"
+    return f"give {next((part.words for part in section.model_fields[name].metadata if isinstance(part, Is)), A_LIST)}"
+
+
+def _path(key: tuple[int | str, ...]) -> str:
+    """A key as one says it: levels.p40.parent, network.hidden[0]."""
+    parts = [
+        f"[{part}]" if isinstance(part, int) and key[0] != "levels" else f".{_plain_or_quoted(str(part))}"
+        for part in key
+    ]
+    return "".join(parts).removeprefix(".")
+
+
+def _plain_or_quoted(word: str) -> str:
+    return word if re.fullmatch(r"[\w-]{1,60}", word) else _shown(word)
+
+
+def _shown(value: object) -> str:
+    """A value on one line, as one would write it in YAML."""
+    match value:
+        case None:
+            return "null"
+        case str():
+            text = value if len(value) <= 60 else f"{value[:60]}..."
+            return json.dumps(text, ensure_ascii=not text.isprintable())
+        case bool():
+            return str(value).lower()
+        case int():
+            return str(value) if abs(value) < 10**30 else "an enormous number"
+        case float():
+            return re.sub("(nan|inf)", r".\1", repr(value))
+        case list() | tuple():
+            return "a list" if value else "[]"
+        case dict():
+            return "a mapping" if value else "{}"
+        case date():
+            return f"the date {value}"
+        case _:
+            return f"a {type(value).__name__}"
+
+
+def _did_you_mean(word: object, known: Iterable[str]) -> str:
+    """The one known word that is closest to ``word``, as a question in brackets; nothing where none clearly is."""
+
+    def closeness(other: str) -> float:
+        # the letters in any order count as much as those in place: "p06" is meant for "p60" rather than "p90"
+        pairs = ((typed, other.lower()), (sorted(typed), sorted(other.lower())))
+        return sum(SequenceMatcher(None, *pair).ratio() for pair in pairs) / 2
+
+    typed = str(word).lower()
+    best, second = (sorted(((closeness(other), other) for other in known), reverse=True) + [(0.0, "")] * 2)[:2]
+    return f' (did you mean "{best[1]}"?)' if best[0] > 0.62 and best[0] > second[0] else ""
+
+
+# Reading YAML as DVC does
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2 as DVC's ruamel.yaml reads it: 1e-3 is a number, `on` a text, 017 is 17, no key stands twice."""
+
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
+        digits = self.construct_scalar(node).replace("_", "")
+        sign, digits = (-1 if digits.startswith("-") else 1), digits.lstrip("+-")
+        base = {"0b": 2, "0o": 8, "0x": 16}.get(digits[:2])
+        return sign * (int(digits) if base is None else int(digits[2:], base))
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, LookupError, AttributeError):  # as in `0x_`, or a thirteenth month
+            problem = f"{_shown(node.value)} cannot be read as {node.tag.rpartition(':')[2]}"
+            raise _mistake(node, problem, "put it in quotes if it is a text") from None
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        first: dict[Any, yaml.Node] = {}
+        for key_node, _ in node.value:
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise _mistake(key_node, "a list or a mapping cannot be a key", "give the key a name")
+            is_text = key_node.tag in ("tag:yaml.org,2002:merge", "tag:yaml.org,2002:value")  # << and =
+            key = key_node.value if is_text else self.construct_object(key_node)
+            if key in first:
+                begin = first[key].start_mark.line + 1
+                raise _mistake(key_node, f"{_shown(key)} stands here and in line {begin}", "keep one of the two")
+            first[key] = key_node
+        return node
+
+
+_Loader.yaml_implicit_resolvers = {}  # none of PyYAML's, which are those of YAML 1.1
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
+for _tag, _pattern, _beginnings in (  # ruamel.yaml's own, for YAML 1.2
+    ("bool", "true|True|TRUE|false|False|FALSE", "tTfF"),
+    (
+        "float",
+        r"[-+]?[0-9][0-9_]*\.[0-9_]*(?:[eE][-+]?[0-9]+)?"
+        r"|[-+]?[0-9][0-9_]*[eE][-+]?[0-9]+"
+        r"|[-+]?\.[0-9_]+(?:[eE][-+][0-9]+)?"
+        r"|[-+]?\.(?:inf|Inf|INF)"
+        r"|\.(?:nan|NaN|NAN)",
+        "-+0123456789.",
+    ),
+    ("int", "[-+]?0b[0-1_]+|[-+]?0o?[0-7_]+|[-+]?[0-9_]+|[-+]?0x[0-9a-fA-F_]+", "-+0123456789"),
+    ("merge", "<<", "<"),
+    ("null", "~|null|Null|NULL|", ["~", "n", "N", ""]),
+    (
+        "timestamp",
+        "[0-9]{4}-[0-9]{2}-[0-9]{2}"
+        r"|[0-9]{4}-[0-9]{1,2}-[0-9]{1,2}(?:[Tt]|[ \t]+)[0-9]{1,2}:[0-9]{2}:[0-9]{2}(?:\.[0-9]*)?"
+        r"(?:[ \t]*(?:Z|[-+][0-9]{1,2}(?::[0-9]{2})?))?",
+        "0123456789",
+    ),
+    ("value", "=", "="),
+):
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), list(_beginnings))
+
+
+def _mistake(node: yaml.Node, problem: str, remedy: str) -> yaml.MarkedYAMLError:
+    return yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark, note=remedy)
+
+
+def parse(text: str) -> Any:
+    """YAML text as DVC reads it; None where it is empty.
+
+    Raises yaml.YAMLError, with a text of one line that names the line at fault. Refused, too, is what DVC would read by
+    other rules: a `%YAML` directive, and Unicode's own line breaks.
+    """
+    if found := re.search("^%YAML|[\x85\u2028\u2029]", text, re.MULTILINE):
+        what = "a %YAML directive" if found[0] == "%YAML" else f"the character U+{ord(found[0]):04X}"
+        raise yaml.YAMLError(f"line {text.count(chr(10), 0, found.start()) + 1}: {what} is not allowed; remove it")
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.MarkedYAMLError as error:
+        marks = [mark.line + 1 for mark in (error.problem_mark, error.context_mark) if mark is not None]
+        remedy = error.note or f"check quotes, brackets and indentation from line {min(marks)} on"
+        problem = ", ".join(part for part in (error.context, error.problem) if part)
+        raise yaml.YAMLError(f"line {marks[0]}: {problem}; {remedy}") from None
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        raise yaml.YAMLError(f"line {line}: the character U+{error.character:04X} is not allowed; remove it") from None
+    except RecursionError:
+        raise yaml.YAMLError("nested too deeply to be read; make it flatter") from None

@@ -1,0 +1,87 @@
+"""What a person types beside `dvc`."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lottery.cli import main
+
+DEFAULT = (Path(__file__).parent.parent / "params.yaml").read_text(encoding="utf-8")
+
+
+@pytest.fixture(autouse=True)
+def _in_a_folder_with_the_default_params(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("params.yaml").write_text(DEFAULT, encoding="utf-8")
+
+
+def test_check_says_how_much_the_file_asks_for(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check"]) == 0
+    assert capsys.readouterr().out == (
+        "params.yaml: 5 levels x 3 arms x 5 seeds + 5 dense: 80 networks of 784-300-100-10, 4580 iterations each\n"
+    )
+
+
+def test_check_knows_that_digits_are_smaller(capsys: pytest.CaptureFixture[str]) -> None:
+    text = (
+        DEFAULT.replace("name: mnist", "name: digits").replace("[300, 100]", "[20]").replace("[0, 1, 2, 3, 4]", "[7]")
+    )
+    Path("params.yaml").write_text(text, encoding="utf-8")
+    assert main(["check"]) == 0
+    assert capsys.readouterr().out == (
+        "params.yaml: 5 levels x 3 arms x 1 seed + 1 dense: 16 networks of 64-20-10, 105 iterations each\n"
+    )
+
+
+def test_check_prints_each_mistake_and_exits_with_2(capsys: pytest.CaptureFixture[str]) -> None:
+    text = DEFAULT.replace("validation: 5000", "validation: 0").replace("0.80, parent: p60", "0.80, parent: p06")
+    Path("params.yaml").write_text(text, encoding="utf-8")
+    assert main(["check"]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.splitlines() == [
+        "params.yaml: data.validation: 0 is not a whole number of 1 or more",
+        'params.yaml: levels.p80.parent: no level is called "p06" (did you mean "p60"?)',
+    ]
+
+
+@pytest.mark.parametrize(("text", "code"), [(DEFAULT, 0), ("data: 5\n", 2), ("a: [\n", 2), (None, 2)])
+def test_check_needs_none_of_the_heavy_packages(text: str | None, code: int) -> None:
+    if text is None:
+        Path("params.yaml").unlink()
+    else:
+        Path("params.yaml").write_text(text, encoding="utf-8")
+    blocked = "sys.modules.update(dict.fromkeys(['torch', 'torchvision', 'mlflow', 'dvc', 'numpy', 'pandas']))"
+    ran = subprocess.run(
+        [sys.executable, "-c", f"import sys; {blocked}; from lottery.cli import main; sys.exit(main(['check']))"],
+        capture_output=True,
+        text=True,
+    )
+    assert ran.returncode == code, ran.stderr
+    assert "Traceback" not in ran.stderr
+    assert bool(ran.stderr) == bool(code)
+
+
+def test_the_module_runs_as_a_command() -> None:
+    ran = subprocess.run([sys.executable, "-m", "lottery.cli", "check"], capture_output=True, text=True, env=os.environ)
+    assert (ran.returncode, ran.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("words", [[], ["chekc"], ["ui", "--port", "http"]])
+def test_a_command_that_does_not_exist_exits_with_2(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(words)
+    assert caught.value.code == 2
+    assert "usage: lottery" in capsys.readouterr().err
+
+
+def test_help_lists_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["--help"])
+    assert caught.value.code == 0
+    help_text = capsys.readouterr().out
+    assert "validate params.yaml" in help_text
+    assert "serve the MLflow UI" in help_text

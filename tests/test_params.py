@@ -1,0 +1,599 @@
+"""params.yaml: read as DVC reads it, checked as a whole, and every mistake told in one line."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from dvc.utils.serialize import parse_yaml
+from hypothesis import example, given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from lottery import LotteryError
+from lottery.params import TRAINING_IMAGES, Params, load, parse
+
+DEFAULT = (Path(__file__).parent.parent / "params.yaml").read_text(encoding="utf-8")
+
+CHAIN = """\
+  p40: {sparsity: 0.40, parent: dense}
+  p60: {sparsity: 0.60, parent: p40}
+  p80: {sparsity: 0.80, parent: p60}
+  p90: {sparsity: 0.90, parent: p80}
+  p95: {sparsity: 0.95, parent: p90}
+"""
+
+
+@pytest.fixture(autouse=True)
+def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def load_text(text: str) -> Params:
+    Path("params.yaml").write_text(text, encoding="utf-8")
+    return load()
+
+
+def mistakes(text: str) -> list[str]:
+    with pytest.raises(LotteryError) as caught:
+        load_text(text)
+    return str(caught.value).splitlines()
+
+
+def default_with(*replacements: tuple[str, str]) -> str:
+    text = DEFAULT
+    for old, new in replacements:
+        assert text.count(old) == 1, f"{old!r} stands {text.count(old)} times in params.yaml"
+        text = text.replace(old, new)
+    return text
+
+
+def default_with_levels(**parents_and_sparsities: tuple[str, float]) -> str:
+    lines = (f"  {name}: {{sparsity: {s}, parent: {p}}}\n" for name, (p, s) in parents_and_sparsities.items())
+    return default_with((CHAIN, "".join(lines)))
+
+
+# What follows from a valid file
+
+
+def test_the_default_file_is_valid() -> None:
+    params = load_text(DEFAULT)
+    assert params.data.name == "mnist"
+    assert params.network.hidden == (300, 100)
+    assert params.train.seeds == (0, 1, 2, 3, 4)
+    assert params.train.learning_rate == 0.0012
+    assert (params.train.momentum, params.train.weight_decay) == (0.0, 0.0)
+    assert params.prune.arms == ("ticket", "reinit", "random")
+    assert params.levels["p80"].parent == "p60"
+    assert params.run.threads == "auto"
+
+
+def test_the_data_set_decides_the_file_and_the_number_of_inputs() -> None:
+    assert load_text(DEFAULT).sizes == (784, 300, 100, 10)
+    digits = load_text(default_with(("name: mnist", "name: digits")))
+    assert digits.sizes == (64, 300, 100, 10)
+    assert digits.data_file == Path("data/digits.safetensors")
+
+
+def test_params_are_frozen() -> None:
+    params = load_text(DEFAULT)
+    with pytest.raises(ValidationError, match="frozen"):
+        params.train.batch_size = 1
+
+
+def test_params_survive_being_dumped_and_checked_again() -> None:
+    params = load_text(DEFAULT)
+    assert Params.model_validate(params.model_dump()) == params
+
+
+def test_an_epoch_drops_its_incomplete_last_batch() -> None:
+    params = load_text(DEFAULT)
+    assert params.training_images == 55_000
+    assert params.validation_images == 5_000
+    assert params.iterations == 5 * 916
+
+
+def test_iterations_may_be_given_instead_of_epochs() -> None:
+    assert load_text(default_with(("epochs: 5 ", "iterations: 1234 "))).iterations == 1234
+    assert load_text(default_with(("epochs: 5 ", "epochs: null\n  iterations: 1234 "))).iterations == 1234
+
+
+def test_digits_holds_out_a_tenth_whatever_the_file_says() -> None:
+    params = load_text(default_with(("name: mnist", "name: digits")))
+    assert TRAINING_IMAGES["digits"] == 1_438
+    assert params.validation_images == 143
+    assert params.training_images == 1_295
+
+
+def test_an_int_is_fine_where_a_float_is_expected() -> None:
+    params = load_text(
+        default_with(("learning_rate: 0.0012", "learning_rate: 1"), ("output_rate: 0.5", "output_rate: 0"))
+    )
+    assert (params.train.learning_rate, params.prune.output_rate) == (1.0, 0.0)
+    assert isinstance(params.train.learning_rate, float)
+
+
+def test_sgd_takes_momentum_and_weight_decay() -> None:
+    sgd = default_with(("optimizer: adam ", "momentum: 0.9\n  weight_decay: 1e-4\n  optimizer: sgd "))
+    assert (load_text(sgd).train.momentum, load_text(sgd).train.weight_decay) == (0.9, 0.0001)
+
+
+def test_a_path_holds_the_sparsities_from_dense_down() -> None:
+    params = load_text(DEFAULT)
+    assert params.path("dense") == ()
+    assert params.path("p40") == (0.4,)
+    assert params.path("p90") == (0.4, 0.6, 0.8, 0.9)
+    with pytest.raises(KeyError):
+        params.path("p99")
+
+
+def test_parents_come_before_their_children_and_the_rest_stays_in_file_order() -> None:
+    assert load_text(DEFAULT).order == ("p40", "p60", "p80", "p90", "p95")
+    tree = default_with_levels(
+        deep=("mid", 0.9), other=("dense", 0.3), mid=("top", 0.7), top=("dense", 0.5), last=("other", 0.4)
+    )
+    assert load_text(tree).order == ("other", "top", "mid", "deep", "last")
+
+
+def test_controls_alone_do_where_no_level_has_children() -> None:
+    one_shot = default_with_levels(p50=("dense", 0.5), p90=("dense", 0.9))
+    assert load_text(one_shot.replace("[ticket, reinit, random]", "[random]")).prune.arms == ("random",)
+
+
+# Every mistake is one line with the file, the key, the value and the remedy
+
+WHOLE = "is not a whole number of 1 or more"
+A_LIST = "is not a list with at least one item"
+BELOW_1 = "is not a number above 0 and below 1"
+FROM_0_BELOW_1 = "is not a number from 0 up to, but not including, 1"
+SEED = "is not a whole number from 0 to 2**63 - 1"
+THREADS = "is not auto or a whole number of 1 or more"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line"),
+    [
+        # data
+        (
+            "name: mnist",
+            "name: minst",
+            'data.name: "minst" is not mnist, fashion-mnist, kmnist or digits (did you mean "mnist"?)',
+        ),
+        ("name: mnist", 'name: "mnist\\n"', 'data.name: "mnist\\n" is not mnist, '),
+        ("name: mnist", "name: 3", "data.name: 3 is not mnist, fashion-mnist, kmnist or digits"),
+        ("validation: 5000", "validation: 0", f"data.validation: 0 {WHOLE}"),
+        ("validation: 5000", "validation: true", f"data.validation: true {WHOLE}"),
+        ("validation: 5000", 'validation: "5000"', f'data.validation: "5000" {WHOLE}'),
+        ("validation: 5000", "validation: 5e3", f"data.validation: 5000.0 {WHOLE}"),
+        ("validation: 5000", "validation:", f"data.validation: null {WHOLE}"),
+        ("scale: standard", "scale: Unit", 'data.scale: "Unit" is not standard or unit (did you mean "unit"?)'),
+        ("scale: standard ", "scael: unit #", 'data.scael: unknown key (did you mean "scale"?)'),
+        # network
+        ("[300, 100]", "[]", f"network.hidden: [] {A_LIST}"),
+        ("[300, 100]", "300", f"network.hidden: 300 {A_LIST}"),
+        ("[300, 100]", "!!set {300}", f"network.hidden: a set {A_LIST}"),
+        ("[300, 100]", "[300, 0]", f"network.hidden[1]: 0 {WHOLE}"),
+        ("[300, 100]", "[300, 10.5]", f"network.hidden[1]: 10.5 {WHOLE}"),
+        (
+            "glorot-normal",
+            "glorot",
+            'network.initialization: "glorot" is not glorot-normal or kaiming-uniform (did you mean "glorot-normal"?)',
+        ),
+        # train
+        ("[0, 1, 2, 3, 4]", "[]", f"train.seeds: [] {A_LIST}"),
+        ("[0, 1, 2, 3, 4]", "[0, 1, 0, 0]", "train.seeds: 0 is listed more than once; remove the repetition"),
+        ("[0, 1, 2, 3, 4]", "[-1]", f"train.seeds[0]: -1 {SEED}"),
+        ("[0, 1, 2, 3, 4]", "[9223372036854775808]", f"train.seeds[0]: 9223372036854775808 {SEED}"),
+        ("[0, 1, 2, 3, 4]", "[no]", f'train.seeds[0]: "no" {SEED}'),
+        ("epochs: 5 ", "epochs: 0 ", f"train.epochs: 0 {WHOLE}"),
+        ("epochs: 5 ", "#", "train.epochs: missing; give either epochs or iterations"),
+        (
+            "epochs: 5 ",
+            "epochs: 5\n  iterations: 9 ",
+            "train.iterations: 9 stands beside epochs: 5; remove one of the two",
+        ),
+        ("  batch_size: 60\n", "", "train.batch_size: missing; give a whole number of 1 or more"),
+        (
+            "batch_size: 60\n",
+            "batch_size: 60000\n",
+            "train.batch_size: 60000 is more than the 55000 training images left (60000 - 5000 held out); "
+            "give 55000 or less",
+        ),
+        ("optimizer: adam", "optimizer: adma", 'train.optimizer: "adma" is not adam or sgd (did you mean "adam"?)'),
+        ("optimizer: adam", "optimizer: lbfgs", 'train.optimizer: "lbfgs" is not adam or sgd'),
+        (
+            "optimizer: adam",
+            "momentum: 0.9\n  optimizer: adam",
+            "train.momentum: 0.9 is for sgd alone; remove it, or set train.optimizer to sgd",
+        ),
+        (
+            "optimizer: adam",
+            "weight_decay: 1e-4\n  optimizer: adam",
+            "train.weight_decay: 0.0001 is for sgd alone; remove it, or set train.optimizer to sgd",
+        ),
+        ("optimizer: adam", "momentum: 1\n  optimizer: sgd", f"train.momentum: 1 {FROM_0_BELOW_1}"),
+        (
+            "optimizer: adam",
+            "weight_decay: -1\n  optimizer: sgd",
+            "train.weight_decay: -1 is not a number of 0 or more",
+        ),
+        ("0.0012", "0", "train.learning_rate: 0 is not a number above 0"),
+        ("0.0012", ".nan", "train.learning_rate: .nan is not a number above 0"),
+        ("0.0012", ".inf", "train.learning_rate: .inf is not a number above 0"),
+        ("0.0012", "-.inf", "train.learning_rate: -.inf is not a number above 0"),
+        ("0.0012", "1e400", "train.learning_rate: .inf is not a number above 0"),
+        ("0.0012", "fast", 'train.learning_rate: "fast" is not a number above 0'),
+        ("evaluate_every: 250", "evaluate_every: [250]", f"train.evaluate_every: a list {WHOLE}"),
+        # prune
+        ("[ticket, reinit, random]", "[]", f"prune.arms: [] {A_LIST}"),
+        (
+            "[ticket, reinit, random]",
+            "[ticket, renit]",
+            'prune.arms[1]: "renit" is not ticket, reinit or random (did you mean "reinit"?)',
+        ),
+        (
+            "[ticket, reinit, random]",
+            "[ticket, ticket]",
+            'prune.arms: "ticket" is listed more than once; remove the repetition',
+        ),
+        (
+            "[ticket, reinit, random]",
+            "[reinit]",
+            "prune.arms: ticket is missing, yet p60 prunes the ticket of its parent p40; add it",
+        ),
+        ("criterion: magnitude", "criterion: random", 'prune.criterion: "random" is not magnitude'),
+        ("scope: layer", "scope: on", 'prune.scope: "on" is not layer or global'),
+        ("output_rate: 0.5", "output_rate: 1.5", "prune.output_rate: 1.5 is not a number from 0 to 1"),
+        # tracking, run
+        ("lottery-tickets", '""', 'tracking.mlflow_experiment: "" is not the name of an MLflow experiment'),
+        (
+            "lottery-tickets",
+            "2026-01-01",
+            "tracking.mlflow_experiment: the date 2026-01-01 is not the name of an MLflow experiment",
+        ),
+        ("threads: auto", "threads: 0", f"run.threads: 0 {THREADS}"),
+        ("threads: auto", "threads: all", f'run.threads: "all" {THREADS}'),
+        ("threads: auto", "threads: &x [*x]", f"run.threads: a list {THREADS}"),
+        # sections
+        ("run:  ", "rum:  ", 'rum: unknown key (did you mean "run"?)'),
+        ("  threads: auto", "", "run: null is not a mapping; the keys here are threads"),
+        ("  threads: auto", "  threads: auto\n5: 6", "[5]: unknown key; the keys here are "),
+    ],
+)
+def test_a_mistake_is_told_with_its_key_and_value(old: str, new: str, line: str) -> None:
+    assert mistakes(default_with((old, new)))[-1].startswith(f"params.yaml: {line}")
+
+
+@pytest.mark.parametrize(
+    "value", ["minst", "-3", "[]", "{}", "~", ".nan", "true", "2026-01-01", "!!binary YQ==", "'%s {x}'"]
+)
+@pytest.mark.parametrize(
+    "key", ["name: mnist", "validation: 5000", "sparsity: 0.40", "parent: p60", "hidden: [300, 100]"]
+)
+def test_any_wrong_value_makes_a_single_line(key: str, value: str) -> None:
+    assert len(mistakes(default_with((key, f"{key.split(':')[0]}: {value}")))) == 1
+
+
+def test_all_mistakes_are_told_at_once() -> None:
+    text = default_with(("name: mnist", "name: cifar"), ("batch_size: 60\n", "batchsize: 60\n"), ("p80}", "p08}"))
+    assert mistakes(text) == [
+        'params.yaml: data.name: "cifar" is not mnist, fashion-mnist, kmnist or digits',
+        "params.yaml: train.batch_size: missing; give a whole number of 1 or more",
+        'params.yaml: train.batchsize: unknown key (did you mean "batch_size"?)',
+        'params.yaml: levels.p90.parent: no level is called "p08" (did you mean "p80"?)',
+    ]
+
+
+def test_every_section_must_be_there() -> None:
+    lines = mistakes("run: {threads: 1}\n")
+    assert [line.split(": ")[1] for line in lines] == ["data", "network", "train", "prune", "levels", "tracking"]
+    assert lines[0] == "params.yaml: data: missing; give it the keys name, validation, scale"
+
+
+@pytest.mark.parametrize(
+    ("validation", "line"),
+    [
+        (59_940, None),  # one full batch
+        (
+            59_941,
+            "train.batch_size: 60 is more than the 59 training images left (60000 - 59941 held out); give 59 or less",
+        ),
+        (60_000, "data.validation: 60000 leaves none of the 60000 training images; give less than 60000"),
+    ],
+)
+def test_validation_leaves_at_least_one_batch(validation: int, line: str | None) -> None:
+    text = default_with(("validation: 5000", f"validation: {validation}"))
+    if line is None:
+        assert load_text(text).iterations == 5
+    else:
+        assert mistakes(text) == [f"params.yaml: {line}"]
+
+
+# Levels
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("P40", '"P40"'),
+        ("-p", '"-p"'),
+        ("p_40", '"p_40"'),
+        ('"p40\\n"', '"p40\\n"'),
+        ("p;touch y", '"p;touch y"'),
+        ("dense", '"dense"'),
+        ("40", "40"),
+        ("0.4", "0.4"),
+        ("true", "true"),
+        ("~", "null"),
+    ],
+)
+def test_a_level_has_a_plain_name(name: str, shown: str) -> None:
+    assert mistakes(default_with((CHAIN, f"  {name}: {{sparsity: 0.5, parent: dense}}\n"))) == [
+        f"params.yaml: levels: {shown} is not a name for a level: "
+        'make it a text of a-z, 0-9 and "-" that begins with a letter or digit, other than "dense"'
+    ]
+
+
+def test_words_that_older_yaml_took_for_booleans_are_names_too() -> None:
+    assert load_text(default_with_levels(on=("dense", 0.5), y=("on", 0.6))).order == ("on", "y")
+
+
+@pytest.mark.parametrize(
+    ("levels", "line"),
+    [
+        ("  {}\n", "levels: {} is not a mapping with at least one level, such as p80: {sparsity: 0.8, parent: dense}"),
+        ("  [1]\n", "levels: a list is not a mapping with at least one level, such as "),
+        ("  p40: 0.4\n", "levels.p40: 0.4 is not a mapping; the keys here are sparsity, parent"),
+        ("  p40: {parent: dense}\n", "levels.p40.sparsity: missing; give a number above 0 and below 1"),
+        ("  p40: {sparsity: 0.4}\n", 'levels.p40.parent: missing; give the name of a level, or "dense"'),
+        ("  p40: {sparsity: 1, parent: dense}\n", f"levels.p40.sparsity: 1 {BELOW_1}"),
+        ("  p40: {sparsity: -0.1, parent: dense}\n", f"levels.p40.sparsity: -0.1 {BELOW_1}"),
+        ("  p40: {sparsity: .nan, parent: dense}\n", f"levels.p40.sparsity: .nan {BELOW_1}"),
+        ("  p40: {sparsity: 0.4, parent: 40}\n", 'levels.p40.parent: 40 is not the name of a level, or "dense"'),
+        (
+            "  p40: {sparsity: 0.4, parent: dense, sparcity: 1}\n",
+            'levels.p40.sparcity: unknown key (did you mean "sparsity"?)',
+        ),
+    ],
+)
+def test_a_level_is_a_sparsity_and_a_parent(levels: str, line: str) -> None:
+    (told,) = mistakes(default_with((CHAIN, levels)))
+    assert told.startswith(f"params.yaml: {line}")
+
+
+def test_a_parent_that_does_not_exist_is_told_with_the_likely_one() -> None:
+    assert mistakes(default_with(("0.80, parent: p60", "0.80, parent: p06"))) == [
+        'params.yaml: levels.p80.parent: no level is called "p06" (did you mean "p60"?)'
+    ]
+
+
+def test_a_parent_that_resembles_no_level_is_told_with_all_of_them() -> None:
+    assert mistakes(default_with(("0.80, parent: p60", "0.80, parent: lenet"))) == [
+        'params.yaml: levels.p80.parent: no level is called "lenet"; choose from dense, p40, p60, p80, p90, p95'
+    ]
+
+
+def test_a_parent_that_resembles_several_levels_alike_is_not_guessed() -> None:
+    (line,) = mistakes(default_with(("0.80, parent: p60", "0.80, parent: p70")))
+    assert "did you mean" not in line
+
+
+def test_each_cycle_is_named_once() -> None:
+    text = default_with_levels(
+        a=("c", 0.3), b=("a", 0.4), c=("b", 0.5), under=("c", 0.6), self=("self", 0.7), fine=("dense", 0.2)
+    )
+    assert mistakes(text) == [
+        "params.yaml: levels.a.parent: the cycle a -> c -> b -> a never reaches dense; change one parent in it",
+        "params.yaml: levels.self.parent: the cycle self -> self never reaches dense; change one parent in it",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line"),
+    [
+        (
+            "sparsity: 0.80",
+            "sparsity: 0.60",
+            "levels.p80.sparsity: 0.6 is not above the 0.6 of its parent p60; raise it or change the parent",
+        ),
+        (
+            "sparsity: 0.40",
+            "sparsity: 0",
+            "levels.p40.sparsity: 0.0 is not above the 0 of its parent dense; raise it or change the parent",
+        ),
+    ],
+)
+def test_a_child_must_be_sparser_than_its_parent(old: str, new: str, line: str) -> None:
+    assert mistakes(default_with((old, new))) == [f"params.yaml: {line}"]
+
+
+# Files that cannot be read
+
+
+def test_a_missing_file_says_where_to_be() -> None:
+    with pytest.raises(LotteryError) as caught:
+        load()
+    assert str(caught.value) == "params.yaml: no such file; run this in the folder that holds dvc.yaml"
+
+
+def test_a_folder_is_no_file() -> None:
+    Path("params.yaml").mkdir()
+    with pytest.raises(LotteryError, match=r"^params\.yaml: cannot be read: Is a directory$"):
+        load()
+
+
+def test_a_file_that_is_not_utf_8_says_in_which_line() -> None:
+    Path("params.yaml").write_bytes(b"data:\n  name: \xff\n")
+    with pytest.raises(LotteryError, match=r"^params\.yaml: line 2: not UTF-8; save the file as UTF-8$"):
+        load()
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("", "the file is empty; write the sections data, network, train, prune, levels, tracking, run"),
+        ("# nothing\n", "the file is empty; write the sections "),
+        ("- 1\n", "a list is not a mapping; write the sections data, "),
+        ("lottery\n", '"lottery" is not a mapping; write the sections data, '),
+    ],
+)
+def test_a_file_must_hold_a_mapping(text: str, line: str) -> None:
+    (told,) = mistakes(text)
+    assert told.startswith(f"params.yaml: {line}")
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        (
+            "data:\n  name: a: b\n",
+            "line 2: mapping values are not allowed here; check quotes, brackets and indentation from line 2 on",
+        ),
+        (
+            "a: [1,\n  2\nb: 3\n",
+            "line 3: while parsing a flow sequence, expected ',' or ']', but got ':'; "
+            "check quotes, brackets and indentation from line 1 on",
+        ),
+        (
+            "a:\n\t- 1\n",
+            "line 2: while scanning for the next token, found character '\\t' that cannot start any token; "
+            "check quotes, brackets and indentation from line 2 on",
+        ),
+        (
+            "a: 1\n---\nb: 2\n",
+            "line 2: expected a single document in the stream, but found another document; "
+            "check quotes, brackets and indentation from line 1 on",
+        ),
+        ("a: 1\nb: 2\na: 3\n", 'line 3: "a" stands here and in line 1; keep one of the two'),
+        ("a: {x: 1,\n x: 1}\n", 'line 2: "x" stands here and in line 1; keep one of the two'),
+        ("1: a\n0x1: b\n", "line 2: 1 stands here and in line 1; keep one of the two"),
+        ("<<: {}\n<<: {}\n", 'line 2: "<<" stands here and in line 1; keep one of the two'),
+        ("? [1]\n: 2\n", "line 1: a list or a mapping cannot be a key; give the key a name"),
+        ("a: 0x_\n", 'line 1: "0x_" cannot be read as int; put it in quotes if it is a text'),
+        ("a: 2026-13-01\n", 'line 1: "2026-13-01" cannot be read as timestamp; put it in quotes if it is a text'),
+        ("a: 1\nb: \a\n", "line 2: the character U+0007 is not allowed; remove it"),
+        ("a: 1 # \u2028\n", "line 1: the character U+2028 is not allowed; remove it"),
+        ("# 1.1\n%YAML 1.1\n---\na: on\n", "line 2: a %YAML directive is not allowed; remove it"),
+        ("[" * 1000, "nested too deeply to be read; make it flatter"),
+    ],
+)
+def test_broken_yaml_is_one_line_that_names_the_line(text: str, line: str) -> None:
+    assert mistakes(text) == [f"params.yaml: {line}"]
+
+
+# Read as DVC reads it
+
+
+def outcome(read: Any, text: str) -> str:
+    """What came of reading: the value with its types, or that it was refused."""
+    try:
+        return repr(read(text))
+    except Exception:  # DVC lets any error through on some texts
+        return "refused"
+
+
+def by_dvc(text: str) -> Any:
+    return parse_yaml(text, "params.yaml")
+
+
+NUMBER_LIKE = st.text("0123456789+-._eEoxbafnXI:", min_size=1, max_size=9)
+NUMBERS = st.one_of(
+    st.integers().map(str),
+    st.integers(0).flatmap(
+        lambda number: st.sampled_from([f"{number:#x}", f"{number:#o}", f"{number:#b}", f"0{number}"])
+    ),
+    st.floats().map(repr),
+    st.floats().map(lambda number: f"{number:+.3E}"),
+    st.from_regex(r"\A[-+]?[0-9]{0,3}\.?[0-9]{0,3}([eE][-+]?[0-9]{1,3})?\Z").filter(bool),
+    st.from_regex(r"\A[0-9]{4}-[0-9]{1,2}-[0-9]{1,2}([Tt][0-9]{1,2}:[0-9]{2}:[0-9]{2}(\.[0-9]{0,6})?)?\Z"),
+)
+SPELLINGS = """
+on On off y Y yes YES n no NO true True TRUE tRUE false null Null NULL ~ nan NaN .nan .NaN .NAN .inf -.Inf +.INF inf
+= << - dense p40 1_000 0x_ ._ +_ 017 0o17 -0o17 0O17 089 1e-3 1e3 1.e3 .5e5 .5e+5 1:30 1:30.5
+"""
+WORDS = st.sampled_from(SPELLINGS.split())
+QUOTED = st.one_of(
+    NUMBER_LIKE, WORDS, st.text(st.characters(codec="utf-8", exclude_categories=["C", "Z"]), max_size=4)
+).map(lambda text: "'{}'".format(text.replace("'", "''")))
+SCALARS = st.one_of(NUMBER_LIKE, NUMBERS, WORDS, QUOTED)
+
+
+@given(SCALARS)
+@example("1e-3")
+@example("017")
+@example("0o17")
+@example("1_0.5_0")
+def test_a_scalar_is_what_dvc_reads(scalar: str) -> None:
+    text = f"key: {scalar}\n"
+    assert outcome(parse, text) == outcome(by_dvc, text)
+
+
+Tree = str | list["Tree"] | dict[str, "Tree"]
+# in `{a: 1:}` ruamel.yaml takes the colon into the text and PyYAML does not: no params.yaml says such a thing
+PLAIN = SCALARS.filter(lambda scalar: ":" not in scalar or scalar.startswith("'"))
+KEYS = st.one_of(st.from_regex(r"\A[a-z][a-z0-9_-]{0,3}\Z"), PLAIN.filter(lambda scalar: scalar not in ("-", "<<")))
+TREES: st.SearchStrategy[Tree] = st.recursive(
+    PLAIN, lambda trees: st.lists(trees, max_size=4) | st.dictionaries(KEYS, trees, max_size=4), max_leaves=8
+)
+
+
+def flow(tree: Tree) -> str:
+    """The tree as YAML on one line."""
+    if isinstance(tree, dict):
+        return f"{{{', '.join(f'{key}: {flow(value)}' for key, value in tree.items())}}}"
+    return f"[{', '.join(map(flow, tree))}]" if isinstance(tree, list) else tree
+
+
+def block(tree: Tree, indent: str = "") -> str:
+    """The tree as indented YAML, its last level on one line."""
+    if isinstance(tree, dict) and tree:
+        items = (f"{indent}{key}:{block(value, indent + '  ')}" for key, value in tree.items())
+    elif isinstance(tree, list) and tree:
+        items = (f"{indent}-{block(value, indent + '  ')}" for value in tree)
+    else:
+        return f" {flow(tree)}  # {indent}"
+    return "\n" + "\n".join(items)
+
+
+@given(st.dictionaries(KEYS, TREES, min_size=1, max_size=4), st.sampled_from([flow, block]))
+def test_a_document_is_what_dvc_reads(tree: dict[str, Tree], style: Any) -> None:
+    text = style(tree)
+    assert outcome(parse, text) == outcome(by_dvc, text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        DEFAULT,
+        "\ufeffa: 1\r\nb: on\r\n",
+        "a: &x {p: 1, q: 2}\nb: {<<: *x, q: 3}\nc: {<<: [*x, {r: 4, q: 5}]}\n",
+        "a: &x {p: 1}\nb: &y {<<: *x, q: 1}\nc: {<<: *y}\nd: *y\n",
+        "a: {<<: 1}\n",
+        "a: {=: 1, b: 2}\n",
+        "a: =\n",
+        "a: !!str 5\nb: !!float 1\nc: !!int 017\nd: !!set {x, y}\ne: !!binary YQ==\nf: !!bool on\ng: !!null ''\n",
+        "a: !x 5\n",
+        "a: *nowhere\n",
+        "a: 'it''s'\nb: \"\\x41\\u00e9\\/\"\nc: |\n  x\n   y\nd: >-\n  x\n  y\n",
+        "? a\n: 1\n? b\n",
+        "a: 1\na: 2\n",
+        "1: a\n1.0: b\n",
+        "a: 1\n...\n",
+        "--- {a: 1}\n",
+        "a: 1\n---\nb: 2\n",
+        "a: @x\n",
+        "a: 2001-12-14t21:59:43.10\nb: 2001-12-14\nc: 2001-12-14 21:59:43\nd: 2001-1-1\n",
+    ],
+)
+def test_anchors_merges_tags_and_quotes_are_what_dvc_reads(text: str) -> None:
+    assert outcome(parse, text) == outcome(by_dvc, text)
+
+
+def test_a_time_zone_is_what_dvc_reads() -> None:
+    text = "a: 2001-12-14t21:59:43.1-05:30\nb: 2001-12-14 21:59:43Z\n"
+    assert parse(text) == by_dvc(text)
+
+
+def test_parse_says_in_which_line_it_failed() -> None:
+    with pytest.raises(yaml.YAMLError, match=r"^line 2: "):
+        parse("a: 1\nb: ]\n")
