@@ -85,7 +85,7 @@ def in_memory(split: Split, iterations: int) -> None:
 
 
 def matmul_rate() -> float:
-    """This machine's float32 multiply-adds a second, in products of 2048 x 2048 matrices."""
+    """The machine's float32 multiply-adds a second, in products of 2048 x 2048 matrices."""
     left, right, out = (torch.randn(2048, 2048) for _ in range(3))
     torch.mm(left, right, out=out)
     start = time.perf_counter()
@@ -124,7 +124,9 @@ def main() -> None:
 
     median = {name: statistics.median(values) for name, values in times.items()}
     rate = statistics.median(rates)
-    print(f"{threads} threads; matrix products reach {2 * rate / 1e9:.0f} GFLOP/s; medians of {arguments.rounds} rounds\n")
+    print(
+        f"{threads} threads; matrix products reach {2 * rate / 1e9:.0f} GFLOP/s; medians of {arguments.rounds} rounds\n"
+    )
     print("| loop | s per network and epoch | DataLoader / this | in memory / this | of the matmul rate |")
     print("|---|---|---|---|---|")
     for name in names:

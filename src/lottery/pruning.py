@@ -58,7 +58,7 @@ def prune_globally(scores: tuple[Tensor, ...], masks: Masks, sparsity: float) ->
     flat_scores = torch.cat([score.flatten(1) for score in scores], dim=1)
     flat_masks = torch.cat([mask.flatten(1) for mask in masks], dim=1)
     kept = keep_highest(flat_scores, flat_masks, round((1 - sparsity) * flat_masks.shape[1]))
-    layers = kept.split([mask[0].numel() for mask in masks], dim=1)
+    layers = torch.split(kept, [mask[0].numel() for mask in masks], dim=1)
     return tuple(layer.reshape(mask.shape) for layer, mask in zip(layers, masks, strict=True))
 
 

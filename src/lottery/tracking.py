@@ -1,8 +1,8 @@
 """MLflow: what the outputs say, as runs that people compare. Nothing else imports mlflow.
 
 A run per stage execution, its networks as children. Every child repeats what people filter by, because a filter looks
-at one run at a time. All that a network's run shows, its times apart, is read back from the level's folder, so a run that
-is missing can be made from the outputs.
+at one run at a time. All that a network's run shows, its times apart, is read back from the level's folder, so a run
+that is missing can be made from the outputs.
 
 Tracking never costs a result: where MLflow does not answer, a stage says so in one line and goes on without it.
 """
@@ -15,7 +15,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -41,10 +41,10 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
-from mlflow import MlflowClient  # noqa: E402
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run  # noqa: E402
-from mlflow.exceptions import MlflowException  # noqa: E402
-from mlflow.utils import mlflow_tags as tags  # noqa: E402
+from mlflow import MlflowClient
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run
+from mlflow.exceptions import MlflowException
+from mlflow.utils import mlflow_tags as tags
 
 KEY = "lottery.key"  # one network, one identity: level, arm, seed and a hash of the level's files
 METRICS_A_BATCH = 1000  # MLflow's limit
@@ -193,8 +193,8 @@ class StageRun:
             self._client = None
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
             line = (
-                f"MLflow at {tracking_uri()} failed: {reason}: this stage goes on untracked; start the server or correct "
-                "MLFLOW_TRACKING_URI, and the next `evaluate` adds the networks that are missing"
+                f"MLflow at {tracking_uri()} failed: {reason}: this stage goes on untracked; start the server or "
+                "correct MLFLOW_TRACKING_URI, and the next `evaluate` adds the networks that are missing"
             )
             print(_without_password(line), file=sys.stderr)
 
@@ -343,7 +343,8 @@ def _level_key(name: str, folder: Path) -> str:
 
 
 def _search(client: MlflowClient, experiment: str, condition: str) -> list[Run]:
-    runs, token = [], None
+    runs: list[Run] = []
+    token = None
     while True:
         page = client.search_runs([experiment], condition, page_token=token)
         runs.extend(page)
@@ -394,13 +395,13 @@ def _summary(levels: pd.DataFrame) -> list[Metric]:
 def _log(
     client: MlflowClient,
     run: str,
-    params: Mapping[str, str] = {},  # noqa: B006  # never changed
-    metrics: list[Metric] = [],  # noqa: B006
+    params: Mapping[str, str] | None = None,
+    metrics: Sequence[Metric] = (),
     data: DatasetInput | None = None,
 ) -> None:
     for start in range(0, max(len(metrics), 1), METRICS_A_BATCH):
         batch = metrics[start : start + METRICS_A_BATCH]
-        client.log_batch(run, batch, [Param(*item) for item in params.items()] if start == 0 else [])
+        client.log_batch(run, batch, [Param(*item) for item in (params or {}).items()] if start == 0 else [])
     if data:
         client.log_inputs(run, [data])
 
@@ -414,12 +415,14 @@ def serve_ui(port: int) -> None:
     try:
         _, experiment = _connect(params.tracking.mlflow_experiment)
     except (MlflowException, SQLAlchemyError, sqlite3.Error, OSError) as error:
-        raise LotteryError(_without_password(f"MLflow at {tracking_uri()} failed: {str(error).splitlines()[0]}")) from error
+        raise LotteryError(
+            _without_password(f"MLflow at {tracking_uri()} failed: {str(error).splitlines()[0]}")
+        ) from error
     uri = tracking_uri()
     base = uri if uri.startswith("http") else f"http://127.0.0.1:{port}"
     # the page opens in its mode for language models, newest first, unless its address says otherwise
-    page = f"/#/experiments/{experiment}/runs?workflowType=machine_learning&orderByKey=attributes.start_time&orderByAsc=true"
-    print(f"MLflow UI: {base}{page}", flush=True)
+    view = "workflowType=machine_learning&orderByKey=attributes.start_time&orderByAsc=true"
+    print(f"MLflow UI: {base}/#/experiments/{experiment}/runs?{view}", flush=True)
     if base != uri:
         server = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--workers", "1"]
         os.execv(sys.executable, [*server, "--host", "127.0.0.1", "--port", str(port)])

@@ -147,7 +147,7 @@ class Group:
         """The mean training loss [R] of the iterations up to ``until``."""
         networks, batch = len(self.parameters), self.recipe.batch_size
         losses = torch.empty(until - self.iteration, networks, batch, 1)
-        flat, gradients = self.parameters.flat, self.backward.gradients.flat
+        gradients = self.backward.gradients.flat
         for log_likelihoods in losses:
             indices = self._batch()
             torch.index_select(self.split.train.pixels, 0, indices, out=self._pixels)
@@ -261,5 +261,3 @@ def train(
         early_stopping=stack([group.early_stopping for group in groups]),
         history=History(recipe.evaluations, gather(0), gather(1), gather(2)),
     )
-
-

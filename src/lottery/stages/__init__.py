@@ -38,7 +38,10 @@ def threads(params: Params) -> int:
 
 
 def level_name() -> str:
-    """The level that DVC runs this stage for. From the environment: `${key}` in a command would be pasted into a shell."""
+    """The level that DVC runs this stage for.
+
+    From the environment, because `${key}` in a command of dvc.yaml would be pasted into a shell.
+    """
     stage, _, level = os.environ.get("DVC_STAGE", "").partition("@")
     if not level:
         raise LotteryError(f"DVC_STAGE: {stage!r} names no level; run `dvc repro prune@LEVEL`")

@@ -26,6 +26,7 @@ def main() -> None:
     with tracking.stage(p, "evaluate") as tracked:
         networks = measure(p)
         levels = summarize(networks)
+        REPORTS.mkdir(exist_ok=True)
         networks.to_csv(REPORTS / "networks.csv", index=False, lineterminator="\n")
         levels.to_csv(REPORTS / "levels.csv", index=False, lineterminator="\n")
         _write(REPORTS / "metrics.json", reports.compared(levels))

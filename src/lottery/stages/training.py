@@ -50,8 +50,8 @@ def trainer(params: Params, level: str) -> Train:
                 return train(start, masks, seeds, path, split, how, threads=threads(params), advanced=advanced)
             except DivergedError as error:
                 raise LotteryError(
-                    f"params.yaml: train.learning_rate: training diverged at {how.learning_rate}: the validation loss of "
-                    f"{level}, seed {seeds[error.row]}, is not finite at iteration {error.iteration}; choose a lower one"
+                    f"params.yaml: train.learning_rate: training diverged at {how.learning_rate}: the validation loss "
+                    f"of {level}, seed {seeds[error.row]}, is not finite at iteration {error.iteration}; lower it"
                 ) from error
 
     return run

@@ -1,0 +1,57 @@
+"""Draw the figures."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from lottery import LotteryError, figures, params, tracking
+from lottery.artifacts import load_contents, load_history, load_masks
+from lottery.figures import Results
+from lottery.stages import run
+from lottery.workplace import replacing
+
+MODELS, REPORTS = Path("models"), Path("reports")
+
+
+def main() -> None:
+    """Leave reports/figures/."""
+    p = params.load()
+    with tracking.stage(p, "plot") as tracked:
+        results = load_results()
+        with replacing(REPORTS / "figures") as folder:
+            folder.mkdir()
+            figures.save_figures(results, folder)
+        tracked.log_figures(REPORTS / "figures")
+
+
+def load_results() -> Results:
+    """What the figures show: the reports, and of the levels that these name, the histories and the tickets' masks."""
+    levels = load_report("levels.csv")
+    names = levels["level"].unique()
+    history = pd.concat([load_history(MODELS / name).assign(level=name) for name in names], ignore_index=True)
+    connections = {name: load_connections(MODELS / name) for name in names if name != "dense"}
+    return Results(levels, load_report("networks.csv"), history, connections)
+
+
+def load_report(name: str) -> pd.DataFrame:
+    """One of the reports; a level may be called `90`, `1e5` or `nan`, which remain names."""
+    names = dict.fromkeys(("level", "parent", "arm"), str)
+    try:
+        return pd.read_csv(REPORTS / name, dtype=names, keep_default_na=False, na_values=[""])
+    except (OSError, ValueError) as error:
+        raise LotteryError(f"{REPORTS / name}: missing, truncated or altered; `dvc repro evaluate` makes it") from error
+
+
+def load_connections(folder: Path) -> NDArray[np.float64]:
+    """How many first-layer connections each input keeps in a level's tickets, mean over seeds, [in]."""
+    arms = load_contents(folder).arms
+    ticket = min(arms, key=lambda arm: (arm != "ticket", arm == "random"))  # `reinit` has the ticket's mask too
+    rows = load_contents(folder).rows(ticket)
+    connections: NDArray[np.float64] = load_masks(folder)[0][rows].sum(dim=2).double().mean(dim=0).numpy()
+    return connections
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,117 @@
+"""Clones of this repository with small settings on digits, in which real DVC runs the real pipeline."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parent.parent
+
+IDENTITY = ["-c", "user.name=Test", "-c", "user.email=test@example.org"]
+SMALL = {
+    "data": {"name": "digits", "validation": 143, "scale": "standard"},
+    "network": {"hidden": [32, 16], "initialization": "glorot-normal"},
+    "train": {
+        "seeds": [0, 1],
+        "epochs": 4,
+        "batch_size": 60,
+        "optimizer": "adam",
+        "learning_rate": 0.01,
+        "evaluate_every": 20,
+    },
+    "prune": {"arms": ["ticket", "reinit", "random"], "criterion": "magnitude", "scope": "layer", "output_rate": 0.5},
+    "levels": {
+        "p50": {"sparsity": 0.5, "parent": "dense"},
+        "p75": {"sparsity": 0.75, "parent": "p50"},
+        "p80-at-once": {"sparsity": 0.8, "parent": "dense"},
+    },
+    "tracking": {"mlflow_experiment": "lottery-tickets"},
+    "run": {"threads": "auto"},
+}
+
+
+class Clone:
+    """A git clone with its own DVC cache and MLflow store."""
+
+    def __init__(self, folder: Path, source: Path) -> None:
+        self.folder = folder
+        subprocess.run(["git", "clone", "-q", source, folder], check=True)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What a person's shell has with the virtual environment active; the clone's own code comes first."""
+        names = {name: value for name, value in os.environ.items() if not name.startswith(("DVC_", "MLFLOW_", "GIT_"))}
+        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+        return names | {"PATH": path, "PYTHONPATH": str(self.folder / "src")}
+
+    def run(self, *command: str, check: bool = True) -> str:
+        done = subprocess.run(command, cwd=self.folder, env=self.environment, capture_output=True, text=True)
+        assert not check or done.returncode == 0, done.stdout + done.stderr
+        return done.stdout + done.stderr
+
+    def repro(self, *more: str) -> list[str]:
+        """`dvc repro`: the stages that ran."""
+        output = self.run("dvc", "repro", *more)
+        return [line.split("'")[1] for line in output.splitlines() if line.startswith("Running stage")]
+
+    def change(self, **sections: object) -> None:
+        params = yaml.safe_load((self.folder / "params.yaml").read_text()) | sections
+        (self.folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+
+    def commit(self, message: str) -> None:
+        self.run("git", "add", "-A")
+        self.run("git", *IDENTITY, "commit", "-qm", message)
+
+    def files(self, folder: str) -> dict[str, bytes]:
+        """The files under a folder by their paths in it."""
+        return {
+            str(path.relative_to(self.folder / folder)): path.read_bytes()
+            for path in sorted((self.folder / folder).rglob("*"))
+            if path.is_file()
+        }
+
+
+@pytest.fixture(scope="session")
+def origin(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A git repository of what git tracks here, as it stands, with the small params.yaml and no results."""
+    folder = tmp_path_factory.mktemp("origin") / "lottery"
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    for name in filter(None, listed.stdout.split("\0")):
+        result = name == "dvc.lock" or (name.startswith("reports/") and name != "reports/README.md")
+        if not result and (ROOT / name).is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, folder / name)
+    (folder / "params.yaml").write_text(yaml.safe_dump(SMALL, sort_keys=False))
+    for command in (["init", "-q", "-b", "main"], ["add", "-A"], [*IDENTITY, "commit", "-qm", "Begin"]):
+        subprocess.run(["git", *command], cwd=folder, check=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def finished(origin: Path, tmp_path_factory: pytest.TempPathFactory) -> Clone:
+    """A clone whose pipeline has run."""
+    clone = Clone(tmp_path_factory.mktemp("finished") / "clone", origin)
+    stages = clone.repro()
+    assert stages == ["download", "train", "prune@p50", "prune@p75", "prune@p80-at-once", "evaluate", "plot"]
+    return clone
+
+
+@pytest.fixture
+def clone(finished: Clone) -> Iterator[Clone]:
+    """The finished clone, put back as it was afterwards: its params, its code and its outputs."""
+    saved = finished.folder.parent / "saved"
+    shutil.copytree(finished.folder, saved, symlinks=True)
+    yield finished
+    shutil.rmtree(finished.folder)
+    saved.rename(finished.folder)

@@ -1,0 +1,390 @@
+"""The files a stage leaves: what goes in comes out, to the bit, and a fault is one line that names the file."""
+
+import errno
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from lottery import LotteryError
+from lottery.arms import ARMS
+from lottery.artifacts import (
+    FILES,
+    Contents,
+    fingerprint,
+    load_contents,
+    load_history,
+    load_masks,
+    load_parameters,
+    save_level,
+)
+from lottery.experiment import Level
+from lottery.network import Parameters
+from lottery.training import History, Trained
+
+# workspace serves all examples of a test
+several_examples = settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+Loader = Callable[[Path], Any]
+LOADERS: dict[str, list[Loader]] = {
+    "masks.safetensors": [load_contents, load_masks],
+    "weights.safetensors": [lambda folder: load_parameters(folder, "final")],
+    "history.csv": [load_history],
+}
+ALL_LOADERS = [loader for loaders in LOADERS.values() for loader in loaders]
+
+
+def _level(
+    sizes: Sequence[int] = (5, 4, 3),
+    path: tuple[float, ...] = (0.4, 0.6),
+    arms: tuple[str, ...] = ("ticket", "random"),
+    seeds: tuple[int, ...] = (0, 3),
+    evaluations: int = 3,
+    draw: int = 0,
+) -> Level:
+    """A level of noise."""
+    draws = torch.Generator().manual_seed(draw)
+    networks = len(arms) * len(seeds)
+
+    def noise() -> Parameters:
+        parameters = Parameters.zeros(networks, sizes)
+        for piece in parameters.weights + parameters.biases:
+            piece.copy_(torch.randn(piece.shape, generator=draws))
+            piece.masked_fill_(torch.rand(piece.shape, generator=draws) < 0.2, -0.0)
+        return parameters
+
+    start = noise()
+    masks = tuple(torch.rand(weight.shape, generator=draws) < 0.5 for weight in start.weights)
+    losses = [torch.rand(networks, evaluations, generator=draws, dtype=torch.float64) for _ in range(3)]
+    losses[0][:, 0] = torch.nan
+    history = History([250 * i for i in range(evaluations)], *losses)
+    return Level(path, arms, seeds, start, masks, Trained(noise(), noise(), history))
+
+
+@st.composite
+def levels(draw: st.DrawFn) -> Level:
+    """Levels of all shapes."""
+    return _level(
+        sizes=draw(st.lists(st.integers(1, 12), min_size=2, max_size=4)),
+        path=tuple(draw(st.lists(st.floats(0, 0.999), max_size=4))),
+        arms=tuple(draw(st.lists(st.sampled_from(list(ARMS)), min_size=1, unique=True))),
+        seeds=tuple(draw(st.lists(st.integers(0, 2**40), min_size=1, max_size=3, unique=True))),
+        evaluations=draw(st.integers(2, 5)),
+        draw=draw(st.integers(0, 1000)),
+    )
+
+
+def _bytes(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def _bits(parameters: Parameters) -> list[Any]:
+    return parameters.flat.view(torch.int32).tolist()
+
+
+# --- what goes in comes out ------------------------------------------------------------------------------------------
+
+
+@several_examples
+@given(levels())
+def test_masks_and_parameters_come_back_to_the_bit(workspace: Path, level: Level) -> None:
+    folder = workspace / "models" / "p60"
+    save_level(level, folder)
+    for loaded, mask in zip(load_masks(folder), level.masks, strict=True):
+        assert loaded.dtype == torch.bool
+        assert torch.equal(loaded, mask)
+    assert _bits(load_parameters(folder, "initial")) == _bits(level.start)
+    assert _bits(load_parameters(folder, "final")) == _bits(level.trained.final)
+    assert _bits(load_parameters(folder, "early_stopping")) == _bits(level.trained.early_stopping)
+
+
+@several_examples
+@given(levels())
+def test_a_folder_says_which_networks_it_holds(workspace: Path, level: Level) -> None:
+    save_level(level, workspace / "p60")
+    contents = load_contents(workspace / "p60")
+    assert contents == Contents(level.start.sizes, level.path, level.arms, level.seeds)
+    assert contents.networks == [(arm, seed) for arm in level.arms for seed in level.seeds]
+    for arm in level.arms:
+        assert contents.networks[contents.rows(arm)] == [(arm, seed) for seed in level.seeds]
+
+
+@several_examples
+@given(levels(), st.data())
+def test_the_history_comes_back_to_the_bit(workspace: Path, level: Level, data: st.DataObject) -> None:
+    any_loss = st.floats(allow_nan=False, allow_infinity=False)
+    losses = level.trained.history.validation_loss
+    losses.copy_(torch.tensor([[data.draw(any_loss) for _ in row] for row in losses], dtype=torch.float64))
+    save_level(level, workspace / "p60")
+    history = load_history(workspace / "p60")
+    names = ["arm", "seed", "iteration", "train_loss", "validation_loss", "validation_accuracy"]
+    assert list(history.columns) == names
+    rows = [
+        (arm, seed, iteration)
+        for arm in level.arms
+        for seed in level.seeds
+        for iteration in (level.trained.history.iterations)
+    ]
+    assert list(zip(history["arm"], history["seed"], history["iteration"], strict=True)) == rows
+    for name in names[3:]:
+        loaded = torch.tensor(history[name].to_numpy(dtype="float64").copy())
+        saved = getattr(level.trained.history, name).flatten()
+        assert torch.equal(loaded.isnan(), saved.isnan())
+        assert torch.equal(loaded.nan_to_num().view(torch.int64), saved.nan_to_num().view(torch.int64))
+
+
+def test_a_mask_takes_a_bit_a_weight(workspace: Path) -> None:
+    save_level(_level(sizes=(784, 300, 100, 10), arms=("ticket",)), workspace / "p60")
+    stored = load_file(workspace / "p60" / "masks.safetensors")
+    assert {name: list(layer.shape) for name, layer in stored.items()} == {
+        "layer0": [2, 29_400], "layer1": [2, 3750], "layer2": [2, 125],
+    }  # fmt: skip
+    assert all(layer.dtype == torch.uint8 for layer in stored.values())
+
+
+# --- the same networks, the same bytes -------------------------------------------------------------------------------
+
+A_SMALL_LEVEL = """
+import sys
+import torch
+from pathlib import Path
+from lottery import experiment
+from lottery.artifacts import save_level
+from lottery.images import Images, Scaling, Split
+from lottery.training import Recipe, train
+
+draws = torch.Generator().manual_seed(0)
+pixels = torch.randint(256, (60, 17), generator=draws, dtype=torch.uint8)
+labels = torch.randint(5, (60,), generator=draws)
+split = Split(Images(pixels[:50], labels[:50]), Images(pixels[50:], labels[50:]), Scaling(128.0, 74.0))
+recipe = Recipe(9, 7, 0.01, 4)
+
+def trained(start, masks, seeds, path):
+    return train(start, masks, seeds, path, split, recipe, threads=int(sys.argv[2]))
+
+dense = experiment.dense((17, 12, 5), "glorot-normal", (0, 1, 2), trained)
+masks = experiment.prune(dense.trained.final, dense.masks, (0.5,), experiment.Pruning("magnitude", "layer", 0.5))
+arms = ("ticket", "reinit", "random")
+level = experiment.level(masks, dense.start, (0.5,), arms, (0, 1, 2), "glorot-normal", trained)
+save_level(dense, Path(sys.argv[1]) / "dense")
+save_level(level, Path(sys.argv[1]) / sys.argv[3])
+"""
+
+
+def _process(folder: Path, threads: int, hash_seed: str, level: str) -> "subprocess.Popen[str]":
+    environment = {**os.environ, "PYTHONHASHSEED": hash_seed, "OMP_NUM_THREADS": str(threads)}
+    arguments = [sys.executable, "-c", A_SMALL_LEVEL, str(folder), str(threads), level]
+    return subprocess.Popen(arguments, env=environment, stderr=subprocess.PIPE, text=True)
+
+
+def test_two_processes_leave_the_same_bytes_whatever_the_level_is_called(workspace: Path) -> None:
+    processes = [_process(workspace / "a", 1, "1", "p50"), _process(workspace / "b", 2, "2", "another-name")]
+    for process in processes:
+        _, errors = process.communicate()
+        assert process.returncode == 0, errors
+    assert _bytes(workspace / "a" / "dense") == _bytes(workspace / "b" / "dense")
+    assert _bytes(workspace / "a" / "p50") == _bytes(workspace / "b" / "another-name")
+    assert fingerprint(workspace / "a" / "p50") == fingerprint(workspace / "b" / "another-name")
+
+
+def test_a_level_saved_twice_is_the_same_bytes(workspace: Path) -> None:
+    for name in ("one", "other"):
+        save_level(_level(), workspace / name)
+    assert _bytes(workspace / "one") == _bytes(workspace / "other")
+    assert sorted(_bytes(workspace / "one")) == sorted(FILES)
+
+
+@several_examples
+@given(st.sampled_from(FILES), st.integers(0, 2**30), st.integers(1, 255))
+def test_the_fingerprint_changes_with_any_byte(workspace: Path, name: str, place: int, change: int) -> None:
+    folder = workspace / "p60"
+    save_level(_level(), folder)
+    before = fingerprint(folder)
+    content = bytearray((folder / name).read_bytes())
+    content[place % len(content)] ^= change
+    (folder / name).write_bytes(content)
+    assert fingerprint(folder) != before
+    save_level(_level(), folder)
+    assert fingerprint(folder) == before
+
+
+def test_the_fingerprint_tells_a_file_from_another_with_its_bytes(workspace: Path) -> None:
+    folder = workspace / "p60"
+    save_level(_level(), folder)
+    before = fingerprint(folder)
+    (folder / "weights.safetensors").rename(folder / "kept")
+    (folder / "masks.safetensors").rename(folder / "weights.safetensors")
+    (folder / "kept").rename(folder / "masks.safetensors")
+    assert fingerprint(folder) != before
+
+
+# --- faults ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_new_level_takes_the_place_of_the_old_one(workspace: Path) -> None:
+    folder = workspace / "models" / "p60"
+    save_level(_level(draw=0), folder)
+    (folder / "left-behind").write_text("by an older version")
+    save_level(_level(draw=1), folder)
+    assert sorted(_bytes(folder)) == sorted(FILES)
+    assert _bits(load_parameters(folder, "final")) == _bits(_level(draw=1).trained.final)
+    assert not list((workspace / ".lottery" / "tmp").iterdir())
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_write_that_fails_leaves_the_old_folder_untouched(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, there: bool
+) -> None:
+    folder = workspace / "models" / "p60"
+    if there:
+        save_level(_level(draw=0), folder)
+    before = _bytes(folder) if there else None
+
+    def to_csv(table: pd.DataFrame, path: Path, **_: Any) -> None:
+        path.write_text("arm,se")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(pd.DataFrame, "to_csv", to_csv)
+    with pytest.raises(OSError, match="No space left"):
+        save_level(_level(draw=1), folder)
+    assert (_bytes(folder) if folder.exists() else None) == before
+    assert not list((workspace / ".lottery" / "tmp").iterdir())
+
+
+def _refusal(loader: Loader, folder: Path, name: str) -> None:
+    """The loader fails with one line that begins with the file's name."""
+    with pytest.raises(LotteryError) as caught:
+        loader(folder)
+    assert str(caught.value).startswith(f"{folder / name}: ")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_missing_file_is_named(workspace: Path, name: str) -> None:
+    folder = workspace / "p60"
+    save_level(_level(), folder)
+    (folder / name).unlink()
+    for loader in [*LOADERS[name], fingerprint]:
+        _refusal(loader, folder, name)
+
+
+def test_a_missing_level_is_one_line_for_whoever_reads_it(workspace: Path) -> None:
+    for loader in [*ALL_LOADERS, fingerprint]:
+        with pytest.raises(LotteryError, match=r"^.*/p60/[a-z]+\.(csv|safetensors): missing"):
+            loader(workspace / "p60")
+
+
+@several_examples
+@given(st.sampled_from(["masks.safetensors", "weights.safetensors"]), st.floats(0, 1, exclude_max=True))
+def test_a_truncated_file_of_tensors_is_named(workspace: Path, name: str, fraction: float) -> None:
+    folder = workspace / "p60"
+    save_level(_level(), folder)
+    content = (folder / name).read_bytes()
+    (folder / name).write_bytes(content[: int(fraction * len(content))])
+    for loader in LOADERS[name]:
+        _refusal(loader, folder, name)
+
+
+@several_examples
+@given(st.floats(0, 1, exclude_max=True))
+def test_a_truncated_history_is_named(workspace: Path, fraction: float) -> None:
+    folder = workspace / "p60"
+    save_level(_level(), folder)
+    content = (folder / "history.csv").read_bytes()
+    (folder / "history.csv").write_bytes(content[: int(fraction * len(content))])
+    _refusal(load_history, folder, "history.csv")
+
+
+@pytest.mark.parametrize("content", [b"", b"\0" * 100, b"<html>404</html>\n", "ärger;überall\n1;2\n".encode("latin-1")])
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_that_is_something_else_is_named(workspace: Path, name: str, content: bytes) -> None:
+    folder = workspace / "p60"
+    save_level(_level(), folder)
+    (folder / name).write_bytes(content)
+    for loader in LOADERS[name]:
+        _refusal(loader, folder, name)
+
+
+@pytest.mark.parametrize("name", ["masks.safetensors", "weights.safetensors"])
+def test_a_file_of_other_tensors_is_named(workspace: Path, name: str) -> None:
+    folder = workspace / "p60"
+    save_level(_level(), folder)
+    save_file({"a": torch.zeros(3)}, folder / name)
+    for loader in LOADERS[name]:
+        _refusal(loader, folder, name)
+
+
+def test_weights_of_another_shape_than_the_masks_are_named(workspace: Path) -> None:
+    save_level(_level(sizes=(5, 4, 3)), workspace / "p60")
+    save_level(_level(sizes=(5, 6, 3)), workspace / "other")
+    (workspace / "other" / "weights.safetensors").replace(workspace / "p60" / "weights.safetensors")
+    _refusal(LOADERS["weights.safetensors"][0], workspace / "p60", "weights.safetensors")
+
+
+@pytest.mark.parametrize(
+    "stored",
+    [
+        {},
+        {"sizes": [5, 4, 3]},
+        {"sizes": 5, "path": [], "arms": ["ticket"], "seeds": [0]},
+        {"sizes": [5, 4, 3], "path": [], "arms": ["ticket"], "seeds": [0], "name": "p60"},
+        [],
+    ],
+)
+def test_masks_with_altered_contents_are_named(workspace: Path, stored: object) -> None:
+    folder = workspace / "p60"
+    save_level(_level(), folder)
+    tensors = load_file(folder / "masks.safetensors")
+    save_file(tensors, folder / "masks.safetensors", {"lottery": json.dumps(stored)})
+    for loader in LOADERS["masks.safetensors"]:
+        _refusal(loader, folder, "masks.safetensors")
+
+
+@pytest.mark.parametrize("layer", [torch.zeros(4, 2, dtype=torch.uint8), torch.zeros(4), torch.zeros(4, 3)])
+def test_masks_that_do_not_fill_their_layer_are_named(workspace: Path, layer: torch.Tensor) -> None:
+    folder = workspace / "p60"
+    save_level(_level(sizes=(5, 4, 3)), folder)  # 20 weights, 3 bytes
+    tensors = load_file(folder / "masks.safetensors") | {"layer0": layer}
+    with safe_open(folder / "masks.safetensors", framework="pt") as file:
+        metadata = file.metadata()
+    save_file(tensors, folder / "masks.safetensors", metadata)
+    _refusal(load_masks, folder, "masks.safetensors")
+
+
+@settings(several_examples, max_examples=100)
+@given(st.sampled_from(["masks.safetensors", "weights.safetensors"]), st.integers(0, 2**30), st.integers(1, 255))
+def test_an_altered_file_of_tensors_never_ends_in_a_traceback(
+    workspace: Path, name: str, place: int, change: int
+) -> None:
+    folder = workspace / "p60"
+    save_level(_level(), folder)
+    content = bytearray((folder / name).read_bytes())
+    header = 8 + int.from_bytes(content[:8], "little")
+    content[place % header] ^= change
+    (folder / name).write_bytes(content)
+    for loader in [*LOADERS[name], lambda folder: load_parameters(folder, "final")]:
+        with suppress(LotteryError):  # altered values may also load, as other values
+            loader(folder)
+
+
+def test_no_name_no_time_and_no_folder_is_written(workspace: Path) -> None:
+    save_level(_level(), workspace / "quite-a-name")
+    for content in _bytes(workspace / "quite-a-name").values():
+        assert b"quite-a-name" not in content
+        assert str(workspace).encode() not in content
+    with safe_open(workspace / "quite-a-name" / "masks.safetensors", framework="pt") as file:
+        assert file.metadata() == {
+            "lottery": '{"sizes": [5, 4, 3], "path": [0.4, 0.6], "arms": ["ticket", "random"], "seeds": [0, 3]}'
+        }

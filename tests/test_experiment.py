@@ -1,0 +1,196 @@
+"""The experiment's four steps, end to end on real images."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+
+from lottery import experiment
+from lottery.artifacts import fingerprint, load_contents, load_history, load_masks, load_parameters, save_level
+from lottery.experiment import Level, Pruning, Train
+from lottery.images import Images, Split
+from lottery.network import Masks, Parameters, accuracy, initialize
+from lottery.pruning import weights_kept
+from lottery.randomness import generator
+from lottery.statistics import early_stopping
+from lottery.training import Recipe, Trained, train
+
+SIZES = (64, 50, 20, 10)
+SEEDS = (0, 1, 2)
+ARMS = ("ticket", "reinit", "random")
+RECIPE = Recipe(iterations=200, batch_size=50, learning_rate=0.003, evaluate_every=25)
+PRUNING = Pruning("magnitude", "layer", 0.5)
+
+Digits = tuple[Split, Images]
+
+
+def _trainer(split: Split, recipe: Recipe = RECIPE, threads: int = 2) -> Train:
+    def trainer(start: Parameters, masks: Masks | None, seeds: Sequence[int], path: Sequence[float]) -> Trained:
+        return train(start, masks, seeds, path, split, recipe, threads=threads)
+
+    return trainer
+
+
+class Pipeline(NamedTuple):
+    """Dense networks, a level and its child."""
+
+    dense: Level
+    p50: Level
+    p80: Level
+
+
+def _pipeline(trainer: Train) -> Pipeline:
+    dense = experiment.dense(SIZES, "glorot-normal", SEEDS, trainer)
+    masks = experiment.prune(dense.trained.final, dense.masks, (0.5,), PRUNING)
+    p50 = experiment.level(masks, dense.start, (0.5,), ARMS, SEEDS, "glorot-normal", trainer)
+    tickets = slice(0, len(SEEDS))
+    masks = experiment.prune(
+        p50.trained.final.rows(tickets), tuple(mask[tickets] for mask in p50.masks), (0.5, 0.8), PRUNING
+    )
+    return Pipeline(dense, p50, experiment.level(masks, dense.start, (0.5, 0.8), ARMS, SEEDS, "glorot-normal", trainer))
+
+
+@pytest.fixture(scope="module")
+def pipeline(digits: Digits) -> Pipeline:
+    """A pipeline on the digits; nobody changes it."""
+    return _pipeline(_trainer(digits[0]))
+
+
+def _test_accuracy(networks: Parameters, digits: Digits) -> torch.Tensor:
+    split, test = digits
+    return accuracy(networks, split.scaling(test.pixels), test.labels, threads=1)
+
+
+# --- the four steps --------------------------------------------------------------------------------------------------
+
+
+def test_the_dense_networks_learn(pipeline: Pipeline, digits: Digits) -> None:
+    assert (_test_accuracy(pipeline.dense.start, digits) < 0.3).all()
+    assert (_test_accuracy(pipeline.dense.trained.final, digits) > 0.9).all()
+    assert (_test_accuracy(pipeline.dense.trained.early_stopping, digits) > 0.9).all()
+
+
+def test_the_tickets_learn(pipeline: Pipeline, digits: Digits) -> None:
+    assert (_test_accuracy(pipeline.p50.trained.final.rows(slice(0, 3)), digits) > 0.9).all()
+    assert (_test_accuracy(pipeline.p80.trained.final.rows(slice(0, 3)), digits) > 0.85).all()
+
+
+def test_the_dense_networks_start_from_their_seeds(pipeline: Pipeline) -> None:
+    start = initialize(SIZES, "glorot-normal", [generator("initialization", seed) for seed in SEEDS])
+    assert torch.equal(pipeline.dense.start.flat, start.flat)
+    assert len({tuple(network.tolist()) for network in start.flat}) == len(SEEDS)
+    assert all(mask.all() for mask in pipeline.dense.masks)
+
+
+def test_tickets_of_every_level_are_rewound_to_the_dense_runs_own_initialization(pipeline: Pipeline) -> None:
+    for level in (pipeline.p50, pipeline.p80):
+        for row in range(len(SEEDS)):
+            for weight, mask, initial in zip(
+                level.start.weights, level.masks, pipeline.dense.start.weights, strict=True
+            ):
+                assert torch.equal(weight[row], torch.where(mask[row], initial[row], 0.0))
+            for bias, initial in zip(level.start.biases, pipeline.dense.start.biases, strict=True):
+                assert torch.equal(bias[row], initial[row])
+
+
+def test_a_level_prunes_the_weights_that_its_parents_tickets_have_at_the_last_iteration(pipeline: Pipeline) -> None:
+    for parent, child in ((pipeline.dense, pipeline.p50), (pipeline.p50, pipeline.p80)):
+        for row in range(len(SEEDS)):
+            for weight, before, after in zip(parent.trained.final.weights, parent.masks, child.masks, strict=True):
+                kept, pruned = weight[row][after[row]].abs(), weight[row][before[row] & ~after[row]].abs()
+                assert kept.min() >= pruned.max()
+                assert not (after[row] & ~before[row]).any()
+
+
+def test_every_arm_keeps_exactly_what_the_levels_sparsity_says(pipeline: Pipeline) -> None:
+    assert weights_kept(pipeline.p50.masks).tolist() == [[1600, 500, 150]] * 9
+    assert weights_kept(pipeline.p80.masks).tolist() == [[640, 200, 105]] * 9  # 150 at half of 1 - 0.2 / 0.5
+
+
+def test_all_trained_networks_have_their_pruned_weights_at_zero(pipeline: Pipeline) -> None:
+    for level in (pipeline.p50, pipeline.p80):
+        for networks in (level.start, level.trained.final, level.trained.early_stopping):
+            assert torch.equal(networks.masked(level.masks).flat, networks.flat)
+            assert (networks.flat != 0).any(dim=1).all()
+
+
+def test_a_networks_rows_are_its_arms_and_seeds(pipeline: Pipeline, digits: Digits) -> None:
+    level = pipeline.p50
+    for arm in range(3):
+        for position, seed in enumerate(SEEDS):
+            row = 3 * arm + position
+            alone = train(
+                level.start.rows([row]), tuple(mask[[row]] for mask in level.masks), [seed], (0.5,), digits[0], RECIPE
+            )
+            assert torch.equal(alone.final.flat[0], level.trained.final.flat[row])
+
+
+def test_an_arm_trains_the_same_whatever_other_arms_and_seeds_a_level_has(pipeline: Pipeline, digits: Digits) -> None:
+    masks = tuple(mask[1:3] for mask in pipeline.p50.masks)
+    rewind = pipeline.dense.start.rows(slice(1, 3))
+    level = experiment.level(
+        masks, rewind, (0.5,), ("random", "ticket"), SEEDS[1:], "glorot-normal", _trainer(digits[0])
+    )
+    rows = [7, 8, 1, 2]
+    assert torch.equal(level.trained.final.flat, pipeline.p50.trained.final.flat[rows])
+    assert torch.equal(level.trained.early_stopping.flat, pipeline.p50.trained.early_stopping.flat[rows])
+
+
+def test_global_scope_prunes_all_layers_by_one_ranking(pipeline: Pipeline) -> None:
+    dense = pipeline.dense
+    masks = experiment.prune(dense.trained.final, dense.masks, (0.5,), replace(PRUNING, scope="global"))
+    assert weights_kept(masks).sum(dim=1).tolist() == [2200] * 3
+    assert weights_kept(masks)[:, 0].tolist() != [1600] * 3
+
+
+# --- files and determinism -------------------------------------------------------------------------------------------
+
+
+def test_the_whole_experiment_is_the_same_bytes_twice(pipeline: Pipeline, digits: Digits, workspace: Path) -> None:
+    again = _pipeline(_trainer(digits[0], threads=1))
+    for name, level in pipeline._asdict().items():
+        save_level(level, workspace / "one" / name)
+        save_level(getattr(again, name), workspace / "other" / f"renamed-{name}")
+        one, other = workspace / "one" / name, workspace / "other" / f"renamed-{name}"
+        assert fingerprint(one) == fingerprint(other)
+        assert {file.name: file.read_bytes() for file in one.iterdir()} == {
+            file.name: file.read_bytes() for file in other.iterdir()
+        }
+
+
+def test_a_level_is_the_same_from_its_parents_files_as_from_memory(
+    pipeline: Pipeline, digits: Digits, workspace: Path
+) -> None:
+    for name in ("dense", "p50"):
+        save_level(getattr(pipeline, name), workspace / name)
+    held = load_contents(workspace / "p50")
+    tickets = held.rows("ticket")
+    path = (*held.path, 0.8)
+    masks = experiment.prune(
+        load_parameters(workspace / "p50", "final").rows(tickets),
+        tuple(mask[tickets] for mask in load_masks(workspace / "p50")),
+        path,
+        PRUNING,
+    )
+    rewind = load_parameters(workspace / "dense", "initial")
+    level = experiment.level(masks, rewind, path, ARMS, held.seeds, "glorot-normal", _trainer(digits[0]))
+    assert torch.equal(level.start.flat, pipeline.p80.start.flat)
+    assert torch.equal(level.trained.final.flat, pipeline.p80.trained.final.flat)
+
+
+def test_training_to_exactly_the_early_stopping_iteration_gives_the_early_stopping_weights(
+    digits: Digits, workspace: Path
+) -> None:
+    recipe = Recipe(iterations=130, batch_size=50, learning_rate=0.02, evaluate_every=20)  # overfits soon
+    level = experiment.dense(SIZES, "glorot-normal", SEEDS, _trainer(digits[0], recipe))
+    save_level(level, workspace / "dense")
+    stops = early_stopping(load_history(workspace / "dense"))
+    stopped = load_parameters(workspace / "dense", "early_stopping")
+    assert not stops["censored"].all()
+    for row, iteration in enumerate(stops["early_stopping_iteration"]):
+        budget = replace(recipe, iterations=int(iteration))
+        shorter = train(level.start.rows([row]), None, [SEEDS[row]], (), digits[0], budget)
+        assert torch.equal(shorter.final.flat[0], stopped.flat[row])

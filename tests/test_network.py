@@ -1,0 +1,264 @@
+"""R multilayer perceptrons as one: what they start from, what they say, and their gradients."""
+
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from torch import Generator, Tensor
+from torch.nn.functional import cross_entropy
+
+from lottery.network import (
+    CACHE_LINE,
+    EVALUATION_CHUNK,
+    Gradients,
+    Parameters,
+    accuracy,
+    initialize,
+    log_probabilities,
+    score,
+    stack,
+)
+
+sizes_of_networks = st.tuples(st.integers(1, 24), st.lists(st.integers(1, 24), max_size=3), st.integers(2, 10)).map(
+    lambda drawn: (drawn[0], *drawn[1], drawn[2])
+)
+seeds = st.integers(0, 2**32 - 1)
+
+
+def _generator(seed: int = 0) -> Generator:
+    return Generator().manual_seed(seed)
+
+
+def _noise(networks: int, sizes: tuple[int, ...], draws: Generator) -> Parameters:
+    """Networks whose weights and biases are all other numbers, of a size that keeps the classes in doubt."""
+    parameters = Parameters.zeros(networks, sizes)
+    for weight, bias in zip(parameters.weights, parameters.biases, strict=True):
+        weight.normal_(0, math.sqrt(2 / sum(weight.shape[1:])), generator=draws)
+        bias.normal_(0, 0.1, generator=draws)
+    return parameters
+
+
+def _pieces(parameters: Parameters) -> tuple[Tensor, ...]:
+    return parameters.weights + parameters.biases
+
+
+# --- weights and biases in one buffer --------------------------------------------------------------------------------
+
+
+@given(sizes_of_networks, st.integers(1, 4))
+def test_weights_and_biases_are_views_of_one_buffer_that_begin_on_cache_lines_and_do_not_overlap(
+    sizes: tuple[int, ...], networks: int
+) -> None:
+    parameters = Parameters.zeros(networks, sizes)
+    for number, piece in enumerate(_pieces(parameters), start=1):
+        assert all(row.storage_offset() % CACHE_LINE == 0 for row in piece)
+        piece.fill_(number)
+    assert [tuple(weight.shape) for weight in parameters.weights] == [(networks, n, m) for n, m in pairwise(sizes)]
+    assert [tuple(bias.shape) for bias in parameters.biases] == [(networks, 1, m) for m in sizes[1:]]
+    for number, piece in enumerate(_pieces(parameters), start=1):
+        assert (piece == number).all()
+        assert int((parameters.flat == number).sum()) == piece.numel()
+
+
+def test_rows_of_a_slice_are_views_and_rows_of_a_list_are_copies() -> None:
+    parameters = _noise(3, (2, 3), _generator())
+    before = parameters.clone()
+    parameters.rows([0, 2]).weights[0].fill_(7)
+    assert torch.equal(parameters.flat, before.flat)
+    parameters.rows(slice(1, 3)).weights[0].fill_(7)
+    assert (parameters.weights[0][1:] == 7).all()
+    assert torch.equal(parameters.weights[0][0], before.weights[0][0])
+
+
+def test_a_stack_holds_all_networks_in_their_order() -> None:
+    a, b = _noise(2, (3, 4, 2), _generator(1)), _noise(3, (3, 4, 2), _generator(2))
+    stacked = stack([a, b])
+    assert len(stacked) == 5
+    for piece, first, second in zip(_pieces(stacked), _pieces(a), _pieces(b), strict=True):
+        assert torch.equal(piece, torch.cat([first, second]))
+
+
+@given(sizes_of_networks, seeds)
+def test_a_masked_copy_is_zero_where_pruned_and_the_same_elsewhere(sizes: tuple[int, ...], seed: int) -> None:
+    draws = _generator(seed)
+    parameters = _noise(2, sizes, draws)
+    before = parameters.clone()
+    masks = tuple(torch.rand(weight.shape, generator=draws) < 0.5 for weight in parameters.weights)
+    masked = parameters.masked(masks)
+    for weight, mask, original in zip(masked.weights, masks, before.weights, strict=True):
+        assert torch.equal(weight, torch.where(mask, original, 0.0))
+    for bias, original in zip(masked.biases, before.biases, strict=True):
+        assert torch.equal(bias, original)
+    assert torch.equal(parameters.flat, before.flat)
+
+
+# --- initialization --------------------------------------------------------------------------------------------------
+
+
+def test_glorot_normal_weights_are_normal_with_variance_2_over_in_plus_out() -> None:
+    parameters = initialize((784, 300, 100, 10), "glorot-normal", [_generator(seed) for seed in range(3)])
+    for weight in parameters.weights:
+        variance = 2 / (weight.shape[1] + weight.shape[2])
+        several_errors = 4 / math.sqrt(weight.numel())
+        assert weight.square().mean() == pytest.approx(variance, rel=2 * several_errors)
+        assert float(weight.mean()) == pytest.approx(0, abs=several_errors * math.sqrt(variance))
+        within_one_deviation = (weight.abs() < math.sqrt(variance)).double().mean()
+        assert float(within_one_deviation) == pytest.approx(0.6827, abs=several_errors)
+
+
+@given(sizes_of_networks, seeds)
+def test_glorot_normal_biases_are_zero(sizes: tuple[int, ...], seed: int) -> None:
+    assert all((bias == 0).all() for bias in initialize(sizes, "glorot-normal", [_generator(seed)]).biases)
+
+
+def test_kaiming_uniform_is_uniform_within_the_bounds_of_pytorchs_linear_layer() -> None:
+    sizes = (784, 300, 100, 10)
+    parameters = initialize(sizes, "kaiming-uniform", [_generator(seed) for seed in range(3)])
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        linear = [[torch.nn.Linear(n, m) for _ in range(3)] for n, m in pairwise(sizes)]
+    for layer, theirs in enumerate(linear):
+        for ours, pytorchs in (
+            (parameters.weights[layer].flatten(), torch.cat([module.weight.detach().flatten() for module in theirs])),
+            (parameters.biases[layer].flatten(), torch.cat([module.bias.detach() for module in theirs])),
+        ):
+            bound = 1 / math.sqrt(sizes[layer])
+            near_the_bound = 0.25 if len(ours) < 100 else 0.03
+            assert max(ours.abs().max(), pytorchs.abs().max()) <= bound
+            assert min(ours.abs().max(), pytorchs.abs().max()) > (1 - near_the_bound) * bound
+            assert float(ours.mean()) == pytest.approx(0, abs=3 * bound / math.sqrt(len(ours)))
+            assert float(ours.square().mean()) == pytest.approx(bound**2 / 3, rel=4 / math.sqrt(len(ours)))
+
+
+@pytest.mark.parametrize("scheme", ["glorot-normal", "kaiming-uniform"])
+@given(sizes_of_networks, st.lists(seeds, min_size=1, max_size=4))
+def test_a_networks_initialization_depends_on_its_own_generator_alone(
+    scheme: str, sizes: tuple[int, ...], its_seeds: list[int]
+) -> None:
+    together = initialize(sizes, scheme, [_generator(seed) for seed in its_seeds])
+    for row, seed in enumerate(its_seeds):
+        alone = initialize(sizes, scheme, [_generator(seed)])
+        assert torch.equal(together.flat[row], alone.flat[0])
+
+
+# --- gradients -------------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=100)
+@given(sizes_of_networks, st.integers(1, 4), st.integers(2, 33), seeds)
+def test_gradients_and_log_likelihoods_equal_autograds(
+    sizes: tuple[int, ...], networks: int, batch: int, seed: int
+) -> None:
+    draws = _generator(seed)
+    parameters = _noise(networks, sizes, draws)
+    inputs = torch.randn(networks, batch, sizes[0], generator=draws)
+    labels = torch.randint(sizes[-1], (networks, batch, 1), generator=draws)
+    backward = Gradients(parameters, batch)
+    log_likelihoods = torch.full((networks, batch, 1), math.nan)
+    backward(inputs, labels, log_likelihoods)
+    backward(inputs, labels, log_likelihoods)  # what the first call left behind adds nothing to the second
+
+    for r in range(networks):
+        weights = [weight[r].double().requires_grad_() for weight in parameters.weights]
+        biases = [bias[r].double().requires_grad_() for bias in parameters.biases]
+        values = inputs[r].double()
+        for layer, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
+            if layer:
+                # float32 may put a value this near to the ReLU's kink on its other side, with another derivative
+                assume(float(values.detach().abs().min()) > 1e-5)
+                values = values.relu()
+            values = values @ weight + bias
+        losses = cross_entropy(values, labels[r, :, 0], reduction="none")
+        # float32 knows 1 - p to 1e-7, which must be little against the errors that the gradient is made of
+        assume(float((-torch.expm1(-losses)).square().mean().sqrt().detach()) > 0.05)
+        losses.mean().backward()
+
+        torch.testing.assert_close(-log_likelihoods[r, :, 0].double(), losses.detach(), rtol=1e-5, atol=1e-6)
+        ours = [piece[r].double() for piece in _pieces(backward.gradients)]
+        autograds = [tensor.grad for tensor in weights + biases]
+        whole = torch.cat([gradient.flatten() for gradient in autograds]).norm()
+        for gradient, autograd in zip(ours, autograds, strict=True):
+            # a tensor whose images cancel out to next to nothing is held to a hundredth of the whole gradient
+            assert (gradient - autograd).norm() <= 1e-5 * max(autograd.norm(), whole / 100)
+
+
+@given(sizes_of_networks, st.integers(1, 4), st.integers(1, 9), seeds)
+def test_the_padding_between_gradients_is_zero(sizes: tuple[int, ...], networks: int, batch: int, seed: int) -> None:
+    draws = _generator(seed)
+    backward = Gradients(_noise(networks, sizes, draws), batch)
+    inputs = torch.randn(networks, batch, sizes[0], generator=draws)
+    labels = torch.randint(sizes[-1], (networks, batch, 1), generator=draws)
+    backward(inputs, labels, torch.empty(networks, batch, 1))
+    for piece in _pieces(backward.gradients):
+        piece.zero_()
+    assert (backward.gradients.flat == 0).all()
+
+
+def test_a_network_that_is_wrong_beyond_doubt_has_finite_gradients_and_loss() -> None:
+    parameters = Parameters.zeros(1, (1, 2))
+    parameters.weights[0][0] = torch.tensor([[1000.0, -1000.0]])
+    backward, log_likelihoods = Gradients(parameters, 2), torch.empty(1, 2, 1)
+    backward(torch.ones(1, 2, 1), torch.tensor([[[0], [1]]]), log_likelihoods)
+    assert log_likelihoods.flatten().tolist() == [0.0, -2000.0]
+    assert backward.gradients.weights[0].flatten().tolist() == [0.5, -0.5]
+    assert backward.gradients.biases[0].flatten().tolist() == [0.5, -0.5]
+
+
+# --- evaluation ------------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=12)
+@given(
+    sizes_of_networks,
+    st.integers(1, 3),
+    st.sampled_from([1, 7, EVALUATION_CHUNK - 1, EVALUATION_CHUNK, EVALUATION_CHUNK + 1, 2 * EVALUATION_CHUNK + 3]),
+    seeds,
+)
+def test_the_score_is_the_mean_cross_entropy_and_the_fraction_of_right_answers(
+    sizes: tuple[int, ...], networks: int, images: int, seed: int
+) -> None:
+    draws = _generator(seed)
+    parameters = _noise(networks, sizes, draws)
+    inputs = torch.randn(images, sizes[0], generator=draws)
+    labels = torch.randint(sizes[-1], (images,), generator=draws)
+    untouched = inputs.clone()
+    losses, accuracies = score(parameters, inputs, labels)
+    answers = log_probabilities(parameters, inputs).argmax(dim=2)
+    assert torch.equal(inputs, untouched)
+    for r in range(networks):
+        values = inputs.double()
+        for layer, (weight, bias) in enumerate(zip(parameters.weights, parameters.biases, strict=True)):
+            values = (values.relu() if layer else values) @ weight[r].double() + bias[r].double()
+        assert float(losses[r]) == pytest.approx(float(cross_entropy(values, labels)), rel=1e-5)
+        highest, second = values.topk(2, dim=1).values.unbind(dim=1)
+        sure = highest - second > 1e-4
+        assert torch.equal(answers[r][sure], values.argmax(dim=1)[sure])
+        assert float(accuracies[r]) == pytest.approx(int((answers[r] == labels).sum()) / images, abs=1e-12)
+
+
+@settings(max_examples=15)
+@given(sizes_of_networks, st.integers(2, 5), st.integers(1, 2100), seeds)
+def test_a_networks_score_is_the_same_bits_alone_and_in_a_stack(
+    sizes: tuple[int, ...], networks: int, images: int, seed: int
+) -> None:
+    draws = _generator(seed)
+    parameters = _noise(networks, sizes, draws)
+    inputs = torch.randn(images, sizes[0], generator=draws)
+    labels = torch.randint(sizes[-1], (images,), generator=draws)
+    losses, accuracies = score(parameters, inputs, labels)
+    for r in range(networks):
+        loss, right = score(parameters.rows(slice(r, r + 1)), inputs, labels)
+        assert torch.equal(losses[r : r + 1], loss)
+        assert torch.equal(accuracies[r : r + 1], right)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_accuracy_is_the_scores_on_any_number_of_threads(threads: int) -> None:
+    draws = _generator()
+    parameters = _noise(5, (20, 16, 4), draws)
+    inputs = torch.randn(1500, 20, generator=draws)
+    labels = torch.randint(4, (1500,), generator=draws)
+    assert torch.equal(accuracy(parameters, inputs, labels, threads), score(parameters, inputs, labels)[1])

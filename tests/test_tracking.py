@@ -1,0 +1,280 @@
+"""What MLflow shows, on real stores and a real server, for a pipeline that ran on digits."""
+
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from clones import SMALL, Clone
+from mlflow import MlflowClient
+from mlflow.entities import Run
+from PIL import Image
+
+PARENT = "mlflow.parentRunId"
+
+
+def store(clone: Clone) -> MlflowClient:
+    return MlflowClient(f"sqlite:///{clone.folder / 'mlflow.db'}")
+
+
+def runs(client: MlflowClient, condition: str = "") -> list[Run]:
+    experiment = client.get_experiment_by_name("lottery-tickets")
+    return list(client.search_runs([experiment.experiment_id], condition, order_by=["attributes.start_time ASC"]))
+
+
+def networks(client: MlflowClient) -> dict[tuple[str, str, int], Run]:
+    """The runs of networks by level, arm and seed."""
+    children = [run for run in runs(client) if PARENT in run.data.tags]
+    found = {(run.data.params["level"], run.data.params["arm"], int(run.data.params["seed"])): run for run in children}
+    assert len(found) == len(children), "a network has two runs"
+    return found
+
+
+def table(clone: Clone, name: str) -> pd.DataFrame:
+    return pd.read_csv(clone.folder / "reports" / name, float_precision="round_trip")
+
+
+def test_a_run_per_stage_with_its_networks_below(finished: Clone) -> None:
+    found = runs(store(finished))
+    stages = [run.info.run_name for run in found if PARENT not in run.data.tags]
+    assert stages == ["download", "dense", "p50", "p75", "p80-at-once", "evaluate", "plot"]
+    names = {run.info.run_id: run.info.run_name for run in found}
+    below = [(names[run.data.tags[PARENT]], run.info.run_name) for run in found if PARENT in run.data.tags]
+    arms = ["ticket", "reinit", "random"]
+    assert sorted(below) == sorted(
+        [("dense", f"dense dense {seed}") for seed in (0, 1)]
+        + [(name, f"{name} {arm} {seed}") for name in SMALL["levels"] for arm in arms for seed in (0, 1)]
+    )
+    assert {run.info.status for run in found} == {"FINISHED"}
+    assert len(found) < 100  # what the UI's first page shows
+
+
+def test_a_networks_run_has_what_one_filters_by(finished: Clone) -> None:
+    client = store(finished)
+    condition = (
+        "params.level = 'p75' and params.arm = 'ticket' and params.learning_rate = '0.01' and metrics.density < 0.3"
+    )
+    assert [run.data.params["seed"] for run in runs(client, condition)] == ["0", "1"]
+    run = networks(client)["p75", "ticket", 1]
+    shown = {"level": "p75", "parent": "p50", "arm": "ticket", "seed": "1", "sparsity": "0.75", "path": "0.5, 0.75"}
+    assert shown.items() <= run.data.params.items()
+    assert {
+        "dataset": "digits",
+        "hidden": "32, 16",
+        "optimizer": "adam",
+        "batch_size": "60",
+    }.items() <= run.data.params.items()
+    row = table(finished, "networks.csv").query("level == 'p75' and arm == 'ticket' and seed == 1").iloc[0]
+    for metric in (
+        "sparsity",
+        "density",
+        "weights_kept",
+        "early_stopping_iteration",
+        "test_accuracy",
+        "train_accuracy",
+    ):
+        assert run.data.metrics[metric] == row[metric]
+
+
+def test_every_networks_test_accuracy_is_on_its_own_run(finished: Clone) -> None:
+    found = networks(store(finished))
+    rows = table(finished, "networks.csv")
+    assert len(found) == len(rows)
+    for row in rows.itertuples():
+        assert found[row.level, row.arm, row.seed].data.metrics["test_accuracy"] == row.test_accuracy
+
+
+def test_histories_have_the_iteration_as_their_step(finished: Clone) -> None:
+    client = store(finished)
+    run = networks(client)["p50", "random", 0]
+    history = pd.read_csv(finished.folder / "models/p50/history.csv", float_precision="round_trip")
+    history = history.query("arm == 'random' and seed == 0")
+    for column in ("validation_loss", "validation_accuracy"):
+        points = [(point.step, point.value) for point in client.get_metric_history(run.info.run_id, column)]
+        assert points == list(zip(history["iteration"], history[column], strict=True))
+    assert client.get_metric_history(run.info.run_id, "train_loss")[0].step == 20  # nothing is trained at iteration 0
+
+
+def test_a_networks_mask_and_its_picture_are_artifacts(finished: Clone, tmp_path: Path) -> None:
+    client = store(finished)
+    folder = Path(client.download_artifacts(networks(client)["p75", "ticket", 0].info.run_id, "mask", str(tmp_path)))
+    assert sorted(path.name for path in folder.iterdir()) == ["mask.png", "mask.safetensors"]
+    with Image.open(folder / "mask.png") as picture:
+        assert picture.width >= 280
+    from safetensors.torch import load_file
+
+    kept = sum(int(mask.sum()) for mask in load_file(folder / "mask.safetensors").values())
+    assert kept == table(finished, "networks.csv").query("level == 'p75' and arm == 'ticket'")["weights_kept"].iloc[0]
+
+
+def test_the_evaluate_run_draws_accuracy_against_pruning(finished: Clone) -> None:
+    client = store(finished)
+    (run,) = runs(client, "attributes.run_name = 'evaluate'")
+    means = table(finished, "levels.csv").set_index(["level", "arm"])
+    # the tree has two leaves: a curve for each path from dense
+    points = [(p.step, p.value) for p in client.get_metric_history(run.info.run_id, "test_accuracy.ticket.p75")]
+    assert points == [
+        (round(1000 * (1 - means.loc[key, "density"])), means.loc[key, "test_accuracy_mean"])
+        for key in (("dense", "dense"), ("p50", "ticket"), ("p75", "ticket"))
+    ]
+    assert len(client.get_metric_history(run.info.run_id, "test_accuracy.random.p80-at-once")) == 2
+    assert {file.path for file in client.list_artifacts(run.info.run_id, "reports")} >= {
+        "reports/levels.csv",
+        "reports/metrics.json",
+    }
+
+
+def test_the_plot_run_carries_the_figures(finished: Clone) -> None:
+    client = store(finished)
+    (run,) = runs(client, "attributes.run_name = 'plot'")
+    figures = {Path(file.path).name for file in client.list_artifacts(run.info.run_id, "figures")}
+    assert figures == {path.name for path in (finished.folder / "reports/figures").iterdir()}
+
+
+def test_runs_say_where_they_come_from(finished: Clone) -> None:
+    commit = finished.run("git", "rev-parse", "HEAD").strip()
+    for run in runs(store(finished)):
+        assert run.data.tags["mlflow.source.git.commit"] == commit
+        assert run.data.tags["git.dirty"] == "false"
+        assert run.data.tags["dvc.stage"].partition("@")[0] in {"download", "train", "prune", "evaluate", "plot"}
+        assert [data.dataset.name for data in run.inputs.dataset_inputs] == ["digits"]
+
+
+def test_a_dvc_experiment_is_named_in_the_store_it_was_started_from(clone: Clone) -> None:
+    clone.run("dvc", "exp", "run", "--temp", "--name", "faster", "-S", "train.learning_rate=0.02", "evaluate")
+    found = runs(store(clone), "tags.`dvc.experiment` = 'faster'")
+    assert {"dense", "p75", "evaluate"} <= {run.info.run_name for run in found}
+
+
+def test_evaluate_makes_runs_that_are_missing_from_the_files(clone: Clone) -> None:
+    before = networks(store(clone))
+    (clone.folder / "mlflow.db").unlink()
+    shutil.rmtree(clone.folder / "mlartifacts")
+    clone.repro("--force", "--single-item", "evaluate")
+    after = networks(store(clone))
+    assert after.keys() == before.keys()
+    for key, run in after.items():
+        assert run.data.params == before[key].data.params
+        assert run.data.metrics == before[key].data.metrics
+
+
+def test_a_network_that_is_trained_again_to_the_same_bits_has_one_run(clone: Clone) -> None:
+    clone.repro("--force", "--single-item", "train")
+    networks(store(clone))  # asserts that there is one of each
+
+
+def stage(clone: Clone, module: str, name: str, **variables: str) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [sys.executable, "-m", f"lottery.stages.{module}"],
+        cwd=clone.folder,
+        env=clone.environment | {"DVC_STAGE": name, "DVC_ROOT": str(clone.folder)} | variables,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_an_interrupted_stage_is_killed_in_mlflow_and_leaves_the_outputs_alone(clone: Clone) -> None:
+    clone.change(train=SMALL["train"] | {"epochs": 100_000})
+    before = clone.files("models/dense")
+    running = stage(clone, "train", "train")
+    deadline = time.monotonic() + 60
+    while not runs(store(clone), "attributes.status = 'RUNNING'") and time.monotonic() < deadline:
+        time.sleep(0.2)
+    running.send_signal(signal.SIGTERM)
+    _, errors = running.communicate(timeout=30)
+    assert running.returncode == 130
+    assert errors.splitlines() == ["interrupted; `dvc repro` starts this stage anew"]
+    assert [run.info.run_name for run in runs(store(clone), "attributes.status = 'KILLED'")] == ["dense"]
+    assert clone.files("models/dense") == before
+
+
+def test_a_failed_stage_is_failed_in_mlflow(clone: Clone) -> None:
+    clone.change(train=SMALL["train"] | {"learning_rate": 1e30})
+    _, errors = (failing := stage(clone, "train", "train")).communicate(timeout=60)
+    assert failing.returncode == 2
+    assert errors.startswith("params.yaml: train.learning_rate: training diverged at 1e+30: ")
+    assert len(errors.splitlines()) == 1
+    assert [run.info.run_name for run in runs(store(clone), "attributes.status = 'FAILED'")] == ["dense"]
+
+
+@pytest.fixture
+def deaf_address() -> Iterator[str]:
+    """A server that accepts connections and never answers."""
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        yield f"http://someone:secret@127.0.0.1:{server.getsockname()[1]}"
+
+
+def test_a_server_that_does_not_answer_costs_a_line_and_no_result(clone: Clone, deaf_address: str) -> None:
+    before = clone.files("models/p50")
+    started = time.monotonic()
+    _, alone = (tracked := stage(clone, "prune", "prune@p50")).communicate(timeout=100)
+    usual = time.monotonic() - started
+    assert (tracked.returncode, alone) == (0, "")
+    for address in (deaf_address, "http://127.0.0.1:9", "nonsense://here"):
+        started = time.monotonic()
+        _, errors = (stuck := stage(clone, "prune", "prune@p50", MLFLOW_TRACKING_URI=address)).communicate(timeout=100)
+        assert stuck.returncode == 0
+        assert len(errors.splitlines()) == 1, errors
+        assert errors.startswith(f"MLflow at {address.replace('secret', '***')} failed: ")
+        assert "start the server or correct MLFLOW_TRACKING_URI" in errors
+        assert time.monotonic() - started < usual + 10
+        assert clone.files("models/p50") == before
+
+
+def test_a_deleted_mlflow_experiment_is_named_with_the_remedy(clone: Clone) -> None:
+    client = store(clone)
+    client.delete_experiment(client.get_experiment_by_name("lottery-tickets").experiment_id)
+    _, errors = (told := stage(clone, "plot", "plot")).communicate(timeout=60)
+    assert told.returncode == 0
+    assert "the MLflow experiment 'lottery-tickets' was deleted; `mlflow experiments restore -x " in errors
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[str]:
+    """A real MLflow server on a free port of 127.0.0.1."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    places = [
+        "--backend-store-uri",
+        f"sqlite:///{tmp_path}/server.db",
+        "--artifacts-destination",
+        str(tmp_path / "files"),
+    ]
+    process = subprocess.Popen([*command, *places], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            time.sleep(0.2)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+def test_a_server_gets_all_networks_and_their_artifacts(clone: Clone, server: str) -> None:
+    before = networks(store(clone))
+    _, errors = (told := stage(clone, "evaluate", "evaluate", MLFLOW_TRACKING_URI=server)).communicate(timeout=200)
+    assert (told.returncode, errors) == (0, "")
+    client = MlflowClient(server)
+    after = networks(client)
+    assert after.keys() == before.keys()
+    for key, run in after.items():
+        assert run.data.metrics == before[key].data.metrics
+        assert {Path(file.path).name for file in client.list_artifacts(run.info.run_id, "mask")} == {
+            "mask.png",
+            "mask.safetensors",
+        }

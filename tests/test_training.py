@@ -1,0 +1,504 @@
+"""The training loop: the same bits in every stack, pruned weights at zero, and the iterations that count."""
+
+import math
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from lottery import training
+from lottery.images import Images, Scaling, Split
+from lottery.network import Masks, Parameters, initialize, stack
+from lottery.statistics import early_stopping
+from lottery.training import DivergedError, Group, Optimizer, Recipe, Trained, batch_order, group_size, train
+
+MakeSplit = Callable[..., Split]
+
+seeds = st.integers(0, 2**31)
+paths = st.lists(st.sampled_from([0.2, 0.4, 0.5, 0.9]), max_size=3).map(tuple)
+
+
+def _start(networks: int, sizes: Sequence[int], seed: int = 0) -> Parameters:
+    draws = [torch.Generator().manual_seed(seed + network) for network in range(networks)]
+    return initialize(sizes, "kaiming-uniform", draws)
+
+
+def _masks(start: Parameters, seed: int = 0) -> Masks:
+    draws = torch.Generator().manual_seed(seed)
+    return tuple(torch.rand(weight.shape, generator=draws) < 0.5 for weight in start.weights)
+
+
+def _bits(trained: Trained, rows: Any = slice(None)) -> list[Tensor]:
+    """All that training gives of some networks, as integers: a NaN equals itself, and 0.0 is not -0.0."""
+    history = trained.history
+    parameters = [trained.final.flat[rows], trained.early_stopping.flat[rows]]
+    histories = [history.train_loss[rows], history.validation_loss[rows], history.validation_accuracy[rows]]
+    return [t.contiguous().view(torch.int32) for t in parameters] + [
+        t.contiguous().view(torch.int64) for t in histories
+    ]
+
+
+def _same_bits(one: list[Tensor], other: list[Tensor]) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+@st.composite
+def recipes(draw: st.DrawFn, iterations: int = 9, decay: bool = True) -> Recipe:
+    """Recipes of a few iterations, under Adam and under SGD."""
+    adam = draw(st.booleans())
+    return Recipe(
+        iterations=draw(st.integers(1, iterations)),
+        batch_size=draw(st.integers(1, 20)),
+        learning_rate=draw(st.sampled_from([0.001, 0.01, 0.03])),
+        evaluate_every=draw(st.integers(1, 4)),
+        optimizer="adam" if adam else "sgd",
+        momentum=0.0 if adam else draw(st.sampled_from([0.0, 0.9])),
+        weight_decay=draw(st.sampled_from([0.0, 0.01])) if decay else 0.0,
+    )
+
+
+sizes_of_networks = st.tuples(st.integers(1, 40), st.lists(st.integers(1, 40), max_size=2), st.integers(2, 10)).map(
+    lambda drawn: (drawn[0], *drawn[1], drawn[2])
+)
+
+
+# --- one network, the same bits -------------------------------------------------------------------------------------
+
+
+@settings(max_examples=60)
+@given(
+    sizes=sizes_of_networks,
+    its_seeds=st.lists(seeds, min_size=2, max_size=5),
+    path=paths,
+    masked=st.booleans(),
+    recipe=recipes(),
+    group=st.one_of(st.none(), st.integers(1, 5)),
+    threads=st.integers(1, 2),
+    data=st.data(),
+)
+def test_a_networks_weights_are_the_same_bits_in_every_stack_and_group_and_on_any_number_of_threads(
+    make_split: MakeSplit,
+    sizes: tuple[int, ...],
+    its_seeds: list[int],
+    path: tuple[float, ...],
+    masked: bool,
+    recipe: Recipe,
+    group: int | None,
+    threads: int,
+    data: st.DataObject,
+) -> None:
+    split = make_split(2 * recipe.batch_size + 3, 11, sizes[0], sizes[-1])
+    start = _start(len(its_seeds), sizes)
+    masks = _masks(start) if masked else None
+    start = start.masked(masks) if masks else start
+
+    together = train(start, masks, its_seeds, path, split, recipe, group=len(start))
+    grouped = train(start, masks, its_seeds, path, split, recipe, group=group, threads=threads)
+    assert _same_bits(_bits(together), _bits(grouped))
+
+    others = data.draw(st.permutations(range(len(start)))) * 2  # in another order, and each twice
+    its_masks = None if masks is None else tuple(mask[others] for mask in masks)
+    mixed = train(
+        start.rows(others), its_masks, [its_seeds[row] for row in others], path, split, recipe, group=group, threads=2
+    )
+    assert _same_bits(_bits(together, others), _bits(mixed))
+
+    for row, seed in enumerate(its_seeds):
+        its_mask = None if masks is None else tuple(mask[row : row + 1] for mask in masks)
+        alone = train(start.rows([row]), its_mask, [seed], path, split, recipe)
+        assert _same_bits(_bits(together, slice(row, row + 1)), _bits(alone))
+
+
+@pytest.fixture
+def two_torch_threads() -> Iterator[None]:
+    """PyTorch asked for two threads by whoever calls."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("two_torch_threads")
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+def test_a_lenet_300_100_is_the_same_bits_alone_and_in_any_group(make_split: MakeSplit, optimizer: str) -> None:
+    split = make_split(130, 1100, 784, 10)
+    recipe = Recipe(3, 60, 0.01, 2, optimizer, momentum=0.9 if optimizer == "sgd" else 0.0)
+    start = _start(4, (784, 300, 100, 10))
+    masks = _masks(start)
+    start = start.masked(masks)
+    alone = [
+        train(start.rows([row]), tuple(mask[[row]] for mask in masks), [row], (0.5,), split, recipe) for row in range(4)
+    ]
+    for group, threads in [(1, 2), (2, 2), (3, 1), (4, 1)]:
+        together = train(start, masks, range(4), (0.5,), split, recipe, group=group, threads=threads)
+        for row in range(4):
+            assert _same_bits(_bits(together, slice(row, row + 1)), _bits(alone[row]))
+
+
+def test_a_mask_that_keeps_everything_is_no_mask(make_split: MakeSplit) -> None:
+    split, start = make_split(50, 10, 12, 4), _start(2, (12, 9, 4))
+    recipe = Recipe(9, 10, 0.01, 3)
+    everything = tuple(torch.ones_like(weight, dtype=torch.bool) for weight in start.weights)
+    with_masks, without = (train(start, masks, [0, 1], (), split, recipe) for masks in (everything, None))
+    assert _same_bits(_bits(with_masks), _bits(without))
+
+
+def test_how_often_one_evaluates_changes_no_weight(make_split: MakeSplit) -> None:
+    split, start = make_split(50, 10, 12, 4), _start(2, (12, 9, 4))
+    often, seldom = (train(start, None, [0, 1], (), split, Recipe(12, 10, 0.01, every)) for every in (1, 4))
+    assert torch.equal(often.final.flat, seldom.final.flat)
+    assert torch.equal(often.history.validation_loss[:, [0, 4, 8, 12]], seldom.history.validation_loss)
+
+
+def test_training_leaves_what_it_starts_from_as_it_was(make_split: MakeSplit) -> None:
+    split, start = make_split(50, 10, 12, 4), _start(2, (12, 9, 4))
+    before = start.clone()
+    trained = train(start, None, [0, 1], (), split, Recipe(5, 10, 0.01, 2))
+    assert torch.equal(start.flat, before.flat)
+    assert not torch.equal(trained.final.flat, before.flat)
+
+
+def test_the_validation_images_decide_when_to_stop_and_nothing_else(make_split: MakeSplit) -> None:
+    split, start = make_split(40, 10, 12, 4), _start(3, (12, 20, 4))
+    other = replace(split, validation=make_split(1, 10, 12, 4, seed=1).validation)
+    recipe = Recipe(60, 10, 0.01, 1)
+    one, another = (train(start, None, [0, 1, 2], (), which, recipe) for which in (split, other))
+    assert torch.equal(one.final.flat, another.final.flat)
+    assert torch.equal(one.history.train_loss[:, 1:], another.history.train_loss[:, 1:])
+    assert not torch.equal(one.early_stopping.flat, another.early_stopping.flat)
+
+
+# --- the optimizers --------------------------------------------------------------------------------------------------
+
+
+def _torchs(recipe: Recipe, parameters: list[Tensor], fused: bool) -> torch.optim.Optimizer:
+    if recipe.optimizer == "adam":
+        return torch.optim.Adam(parameters, recipe.learning_rate, weight_decay=recipe.weight_decay, fused=fused)
+    return torch.optim.SGD(
+        parameters, recipe.learning_rate, momentum=recipe.momentum, weight_decay=recipe.weight_decay, fused=fused
+    )
+
+
+@given(recipes(), st.integers(1, 50), seeds)
+def test_steps_of_the_optimizer_are_those_of_torch_optim(recipe: Recipe, size: int, seed: int) -> None:
+    draws = torch.Generator().manual_seed(seed)
+    ours = torch.randn(2, 16 * size, generator=draws)
+    fused, plain = (ours.clone().requires_grad_() for _ in range(2))
+    optimizer = Optimizer(recipe, ours)
+    theirs = [_torchs(recipe, [fused], fused=True), _torchs(recipe, [plain], fused=False)]
+    for _ in range(recipe.iterations):
+        gradients = torch.randn(ours.shape, generator=draws)
+        optimizer.step(gradients.clone())
+        for parameters, reference in zip((fused, plain), theirs, strict=True):
+            parameters.grad = gradients.clone()
+            reference.step()
+        assert torch.equal(ours, fused)
+        torch.testing.assert_close(ours, plain.detach(), rtol=1e-5, atol=1e-6)
+
+
+@given(
+    sizes=sizes_of_networks,
+    its_seeds=st.lists(seeds, min_size=1, max_size=3),
+    path=paths,
+    masked=st.booleans(),
+    recipe=recipes(),
+)
+def test_training_is_a_plain_loop_over_batches_with_autograd_and_torch_optim(
+    make_split: MakeSplit,
+    sizes: tuple[int, ...],
+    its_seeds: list[int],
+    path: tuple[float, ...],
+    masked: bool,
+    recipe: Recipe,
+) -> None:
+    split = make_split(2 * recipe.batch_size + 1, 30, sizes[0], sizes[-1])
+    start = _start(len(its_seeds), sizes)
+    masks = _masks(start) if masked else tuple(torch.ones_like(weight, dtype=torch.bool) for weight in start.weights)
+    start = start.masked(masks)
+    trained = train(start, masks, its_seeds, path, split, replace(recipe, evaluate_every=1))
+
+    for row, seed in enumerate(its_seeds):
+        pieces = [piece[row].double().requires_grad_() for piece in start.weights + start.biases]
+        weights, biases = pieces[: len(start.weights)], pieces[len(start.weights) :]
+
+        def forward(pixels: Tensor, weights: list[Tensor] = weights, biases: list[Tensor] = biases) -> Tensor:
+            values = (pixels.double() - split.scaling.shift) / split.scaling.scale
+            for layer, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
+                values = (values.relu() if layer else values) @ weight + bias
+            return values
+
+        optimizer = _torchs(recipe, pieces, fused=False)
+        for iteration in range(recipe.iterations):
+            epoch, place = divmod(iteration, 2)
+            images = batch_order(seed, path, epoch, len(split.train))[place * recipe.batch_size :][: recipe.batch_size]
+            optimizer.zero_grad()
+            loss = cross_entropy(forward(split.train.pixels[images]), split.train.labels[images])
+            loss.backward()
+            for weight, mask in zip(weights, masks, strict=True):
+                weight.grad *= mask[row]
+            optimizer.step()
+            validation_loss = cross_entropy(forward(split.validation.pixels), split.validation.labels)
+            history = trained.history
+            assert float(history.train_loss[row, iteration + 1]) == pytest.approx(loss.item(), rel=1e-3)
+            assert float(history.validation_loss[row, iteration + 1]) == pytest.approx(validation_loss.item(), rel=1e-3)
+        ours = torch.cat([piece[row].flatten() for piece in trained.final.weights + trained.final.biases]).double()
+        theirs = torch.cat([piece.detach().flatten() for piece in pieces])
+        began = torch.cat([piece[row].flatten() for piece in start.weights + start.biases]).double()
+        assert (ours - theirs).norm() <= 1e-3 * (theirs - began).norm()
+
+
+# --- pruned weights --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "momentum", "weight_decay"),
+    [("adam", 0.0, 0.0), ("adam", 0.0, 0.01), ("sgd", 0.0, 0.0), ("sgd", 0.9, 0.0), ("sgd", 0.9, 0.01)],
+)
+@settings(max_examples=8)
+@given(sizes=sizes_of_networks, networks=st.integers(1, 3), seed=seeds)
+def test_pruned_weights_stay_zero_through_training(
+    make_split: MakeSplit,
+    optimizer: str,
+    momentum: float,
+    weight_decay: float,
+    sizes: tuple[int, ...],
+    networks: int,
+    seed: int,
+) -> None:
+    split = make_split(25, 5, sizes[0], sizes[-1])
+    recipe = Recipe(12, 8, 0.01, 1, optimizer, momentum, weight_decay)
+    start = _start(networks, sizes, seed)
+    masks = _masks(start, seed)
+    start = start.masked(masks)
+    group = Group(0, start, masks, range(networks), (0.5,), split, split.scaling(split.validation.pixels), recipe)
+    while not group.finished:
+        group.advance()
+        for weight, mask in zip(group.parameters.weights, masks, strict=True):
+            assert (weight[~mask] == 0.0).all()
+    assert group.iteration == 12
+    for weight, mask in zip(group.early_stopping.weights, masks, strict=True):
+        assert (weight[~mask] == 0.0).all()
+    assert not torch.equal(group.parameters.flat, start.flat)
+
+
+# --- evaluations and early stopping ----------------------------------------------------------------------------------
+
+
+@given(st.integers(1, 300), st.integers(1, 400))
+def test_iteration_0_every_so_many_iterations_and_the_last_are_evaluated_once_each(iterations: int, every: int) -> None:
+    evaluations = Recipe(iterations, 60, 0.1, every).evaluations
+    assert evaluations[0] == 0
+    assert evaluations[-1] == iterations
+    assert all(before < after for before, after in pairwise(evaluations))
+    assert set(evaluations) == {i for i in range(iterations + 1) if i % every == 0 or i == iterations}
+
+
+def test_the_history_holds_the_mean_training_loss_since_the_evaluation_before(make_split: MakeSplit) -> None:
+    split, start = make_split(50, 10, 12, 4), _start(2, (12, 9, 4))
+    each = train(start, None, [0, 1], (), split, Recipe(11, 10, 0.01, 1)).history
+    history = train(start, None, [0, 1], (), split, Recipe(11, 10, 0.01, 4)).history
+    assert history.iterations == [0, 4, 8, 11]
+    assert history.train_loss[:, 0].isnan().all()
+    for column, (first, last) in enumerate([(1, 4), (5, 8), (9, 11)], start=1):
+        torch.testing.assert_close(history.train_loss[:, column], each.train_loss[:, first : last + 1].mean(dim=1))
+
+
+@settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(losses=st.lists(st.lists(st.integers(0, 3), min_size=7, max_size=7), min_size=1, max_size=3))
+def test_early_stopping_keeps_the_weights_of_the_lowest_loss_after_iteration_0_the_earliest_on_a_tie(
+    make_split: MakeSplit, monkeypatch: pytest.MonkeyPatch, losses: list[list[int]]
+) -> None:
+    scripted, snapshots = torch.tensor(losses, dtype=torch.float64), []
+
+    def score(parameters: Parameters, *_: Tensor) -> tuple[Tensor, Tensor]:
+        snapshots.append(parameters.flat.clone())
+        return scripted[:, len(snapshots) - 1], torch.zeros(len(parameters), dtype=torch.float64)
+
+    monkeypatch.setattr(training, "score", score)
+    recipe = Recipe(11, 5, 0.01, 2)
+    start = _start(len(losses), (3, 2))
+    trained = train(start, None, range(len(losses)), (), make_split(20, 5, 3, 2), recipe, group=len(losses))
+    history = pd.DataFrame(
+        {"arm": "dense", "seed": seed, "iteration": iteration, "validation_loss": loss}
+        for seed, row in enumerate(trained.history.validation_loss.tolist())
+        for iteration, loss in zip(trained.history.iterations, row, strict=True)
+    )
+    stops = early_stopping(history)
+    for row, script in enumerate(losses):
+        candidates = script[1:]
+        lowest = 1 + candidates.index(min(candidates))
+        assert torch.equal(trained.early_stopping.flat[row], snapshots[lowest][row])
+        assert stops["early_stopping_iteration"][row] == recipe.evaluations[lowest]
+        assert stops["censored"][row] == (lowest == 6)
+    assert torch.equal(trained.final.flat, snapshots[-1])
+
+
+# --- batches ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Recorder(Scaling):
+    """A scaling that writes down which images it was asked for: pixels 0 and 1 of an image are its number."""
+
+    batches: list[Tensor] = field(default_factory=list)  # [R, B] each
+
+    def __call__(self, pixels: Tensor, out: Tensor | None = None) -> Tensor:
+        if out is not None:  # a batch, not the validation images
+            self.batches.append(pixels[..., 0].long() * 256 + pixels[..., 1])
+        return super().__call__(pixels, out)
+
+
+def _numbered(images: int) -> Split:
+    numbers = torch.arange(images)
+    pixels = torch.stack([numbers // 256, numbers % 256, numbers % 3], dim=1).to(torch.uint8)
+    return Split(Images(pixels, numbers % 2), Images(pixels[:4], numbers[:4] % 2), Recorder(128.0, 74.0))
+
+
+def _visited(images: int, batch: int, iterations: int, its_seeds: Sequence[int], path: Sequence[float]) -> Tensor:
+    """The images that training shows to each network, [iterations, R, B]."""
+    split = _numbered(images)
+    networks = len(its_seeds)
+    start = _start(networks, (3, 2))
+    train(start, None, its_seeds, path, split, Recipe(iterations, batch, 0.001, 3), group=networks)
+    assert isinstance(split.scaling, Recorder)
+    return torch.stack(split.scaling.batches)
+
+
+@given(images=st.integers(1, 300), batches=st.integers(1, 6), epochs=st.integers(1, 3), seed=seeds, path=paths)
+def test_an_epoch_visits_each_image_at_most_once_and_drops_an_incomplete_last_batch(
+    images: int, batches: int, epochs: int, seed: int, path: tuple[float, ...]
+) -> None:
+    batch = -(-images // batches)
+    whole = images // batch
+    visited = _visited(images, batch, whole * epochs, [seed], path)[:, 0].view(epochs, whole * batch)
+    for epoch, order in enumerate(visited):
+        assert len(order.unique()) == len(order)
+        assert torch.equal(order, batch_order(seed, path, epoch, images)[: whole * batch])
+
+
+def test_what_an_epoch_drops_the_next_may_visit() -> None:
+    visited = _visited(images=25, batch=10, iterations=40, its_seeds=[0], path=())
+    assert visited.unique().tolist() == list(range(25))
+
+
+@given(seeds, paths, st.integers(0, 50), st.integers(1, 200))
+def test_a_batch_order_is_a_permutation_and_the_same_each_time(
+    seed: int, path: tuple[float, ...], epoch: int, images: int
+) -> None:
+    order = batch_order(seed, path, epoch, images)
+    assert order.sort().values.tolist() == list(range(images))
+    assert torch.equal(order, batch_order(seed, list(path), epoch, images))
+
+
+@given(st.lists(st.tuples(seeds, paths, st.integers(0, 50)), min_size=2, max_size=8, unique=True))
+def test_other_seeds_other_paths_and_other_epochs_have_other_batch_orders(
+    keys: list[tuple[int, tuple[float, ...], int]],
+) -> None:
+    orders = {tuple(batch_order(*key, 100).tolist()) for key in keys}
+    assert len(orders) == len(keys)
+
+
+def test_the_arms_of_a_level_share_the_batches_of_a_seed() -> None:
+    visited = _visited(images=50, batch=7, iterations=20, its_seeds=[3, 4, 3, 4], path=(0.5,))
+    assert torch.equal(visited[:, :2], visited[:, 2:])
+    assert not torch.equal(visited[:, 0], visited[:, 1])
+
+
+def test_no_network_is_trained_on_the_batches_that_chose_its_mask() -> None:
+    levels = [(), (0.2,), (0.2, 0.36), (0.36,)]
+    visited = [_visited(images=50, batch=7, iterations=20, its_seeds=[3], path=path) for path in levels]
+    for i, one in enumerate(visited):
+        assert not any(torch.equal(one, other) for other in visited[i + 1 :])
+
+
+# --- groups ----------------------------------------------------------------------------------------------------------
+
+
+@given(st.integers(1, 100), st.integers(1, 10**7), st.integers(1, 8))
+def test_a_group_has_a_network_and_at_most_a_threads_share(networks: int, parameters: int, threads: int) -> None:
+    assert 1 <= group_size(networks, parameters, threads) <= math.ceil(networks / threads)
+
+
+def test_one_lenet_300_100_trains_at_a_time_on_a_thread_but_several_small_networks_do() -> None:
+    assert group_size(15, _start(1, (784, 300, 100, 10)).flat.shape[1], 2) == 1
+    assert group_size(15, _start(1, (64, 20, 10)).flat.shape[1], 2) == 8
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_whoever_watches_is_told_of_every_evaluation_of_every_group(make_split: MakeSplit, threads: int) -> None:
+    told: list[tuple[int, threading.Thread]] = []
+    split, start = make_split(50, 10, 12, 4), _start(5, (12, 9, 4))
+    train(
+        start, None, range(5), (), split, Recipe(7, 10, 0.01, 3), group=2, threads=threads,
+        advanced=lambda group: told.append((group.first, threading.current_thread())),
+    )  # fmt: skip
+    assert sorted(first for first, _ in told) == sorted([0, 2, 4] * 4)
+    assert {thread for _, thread in told} == {threading.current_thread()}
+
+
+# --- how training ends early -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+def test_an_absurd_learning_rate_is_told_from_training(make_split: MakeSplit, optimizer: str) -> None:
+    split, start = make_split(50, 10, 12, 4), _start(3, (12, 9, 4))
+    with pytest.raises(DivergedError) as caught:
+        train(start, None, range(3), (), split, Recipe(100, 10, 1e30, 5, optimizer))
+    assert caught.value.row in range(3)
+    assert caught.value.iteration in range(5, 101, 5)
+
+
+@pytest.mark.parametrize("group", [1, 2, 5])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_the_network_that_diverged_is_named_by_its_row_in_the_whole_stack(
+    make_split: MakeSplit, group: int, threads: int
+) -> None:
+    split, start = make_split(50, 10, 12, 4), _start(5, (12, 9, 4))
+    start.weights[1][3].fill_(math.nan)
+    with pytest.raises(DivergedError) as caught:
+        train(start, None, range(5), (), split, Recipe(100, 10, 0.01, 5), group=group, threads=threads)
+    assert (caught.value.row, caught.value.iteration) == (3, 0)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("reason", [RuntimeError, KeyboardInterrupt])
+def test_an_interruption_ends_training_promptly(
+    make_split: MakeSplit, monkeypatch: pytest.MonkeyPatch, threads: int, reason: type[BaseException]
+) -> None:
+    advances, advance = [], Group.advance
+
+    def counted(group: Group) -> Group:
+        advances.append(group.first)
+        return advance(group)
+
+    def interrupt(group: Group) -> None:
+        if group.iteration >= 2:
+            raise reason("enough")
+
+    monkeypatch.setattr(Group, "advance", counted)
+    split, start = make_split(50, 10, 12, 4), _start(6, (12, 9, 4))
+    before = threading.active_count()
+    with pytest.raises(reason, match="enough"):
+        train(
+            start, None, range(6), (), split, Recipe(10**5, 10, 0.01, 1),
+            group=1, threads=threads, advanced=interrupt,
+        )  # fmt: skip
+    assert len(advances) < 1000  # of 600,000
+    assert threading.active_count() == before
+
+
+def test_a_stack_of_stacks_trains_as_the_stacks_do(make_split: MakeSplit) -> None:
+    split, recipe = make_split(50, 10, 12, 4), Recipe(6, 10, 0.01, 3)
+    one, other = _start(2, (12, 9, 4), seed=0), _start(3, (12, 9, 4), seed=10)
+    together = train(stack([one, other]), None, [0, 1, 0, 1, 2], (), split, recipe)
+    assert _same_bits(_bits(together, slice(0, 2)), _bits(train(one, None, [0, 1], (), split, recipe)))
+    assert _same_bits(_bits(together, slice(2, 5)), _bits(train(other, None, [0, 1, 2], (), split, recipe)))
