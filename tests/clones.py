@@ -4,7 +4,6 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -38,9 +37,10 @@ SMALL = {
 class Clone:
     """A git clone with its own DVC cache and MLflow store."""
 
-    def __init__(self, folder: Path, source: Path) -> None:
+    def __init__(self, folder: Path, source: Path | None = None) -> None:
         self.folder = folder
-        subprocess.run(["git", "clone", "-q", source, folder], check=True)
+        if source:
+            subprocess.run(["git", "clone", "-q", source, folder], check=True)
 
     @property
     def environment(self) -> dict[str, str]:
@@ -108,10 +108,7 @@ def finished(origin: Path, tmp_path_factory: pytest.TempPathFactory) -> Clone:
 
 
 @pytest.fixture
-def clone(finished: Clone) -> Iterator[Clone]:
-    """The finished clone, put back as it was afterwards: its params, its code and its outputs."""
-    saved = finished.folder.parent / "saved"
-    shutil.copytree(finished.folder, saved, symlinks=True)
-    yield finished
-    shutil.rmtree(finished.folder)
-    saved.rename(finished.folder)
+def clone(finished: Clone, tmp_path: Path) -> Clone:
+    """A copy of the finished clone to change, with its outputs, its cache and its MLflow store."""
+    shutil.copytree(finished.folder, tmp_path / "clone", symlinks=True)
+    return Clone(tmp_path / "clone")

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import cycle
 from pathlib import Path
+from textwrap import fill
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import matplotlib
@@ -23,14 +24,14 @@ from torch import Tensor
 
 if TYPE_CHECKING:  # most stages only save mask pictures, which need none of these
     from matplotlib.axes import Axes
-    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
     from matplotlib.typing import LineStyleType, RcKeyType
 
 WIDTH = 8.0  # inches; as wide as a README, an inch is about 100 pixels
+LINE = 0.17  # inches from one line of text to the next
 PICTURE = 280  # pixels; the MLflow UI shows a smaller image as a stamp
 CONNECTIONS = "viridis"  # the colour map of connections kept
-HOLLOW = "Hollow: censored for at least one seed, the last evaluation being the best."
+HOLLOW = "Hollow: a seed or more is censored, its last evaluation being its best."
 GREY, PALE = "#666666", "#e4e4e4"
 
 STYLE: dict[RcKeyType, Any] = {
@@ -77,6 +78,7 @@ LOOKS = {
     "random": Look("#009E73", "^"),
     "finetune": Look("#CC79A7", "D"),
 }
+PATHS = {"solid": "-", "dashed": "--", "dash-dotted": "-.", "dotted": ":"}  # the lines of a tree, by turns
 MORE_LOOKS = (Look("#E69F00", "v"), Look("#56B4E9", "P"))  # for arms that are not listed above, by turns
 
 
@@ -128,15 +130,22 @@ class Results:
 
     @cached_property
     def lines(self) -> list[list[str]]:
-        """The levels that each line joins, parent to child: from dense to a leaf, or from where a path branches off."""
-        parents = dict(zip(self.tree.index, self.tree["parent"], strict=True))
+        """The levels that each line joins, parent to child: from dense to a leaf, or from where a path branches off.
+
+        Leaves that are pruned from dense itself, which is one-shot pruning, share a line by falling density.
+        """
+        parents = {level: self.tree["parent"][level] for level in self.pruned}
+        one_shot = [level for level in parents if parents[level] == "dense" and level not in parents.values()]
         lines: list[list[str]] = []
-        for level in self.pruned:
-            line = next((line for line in lines if line[-1] == parents[level]), None)
-            if line is None:
-                lines.append([parents[level], level])
-            else:
-                line.append(level)
+        for level in parents:
+            if level not in one_shot:
+                line = next((line for line in lines if line[-1] == parents[level]), None)
+                if line is None:
+                    lines.append([parents[level], level])
+                else:
+                    line.append(level)
+        if one_shot:
+            lines.append(["dense", *sorted(one_shot, key=lambda level: -self.percent[level])])
         return lines
 
     @cached_property
@@ -196,14 +205,16 @@ def accuracy_vs_pruning(results: Results) -> Figure:
     """Test accuracy against density, sparser to the right as in Frankle & Carbin (2019)."""
     figure = _figure(4.5)
     _draw_accuracy(figure.subplots(), results)
-    _legend(figure, results)
+    _legend(figure, results, _paths(results))
     return figure
 
 
 def accuracy_difference(results: Results) -> Figure:
     """Each network's test accuracy minus that of the dense network of the same seed."""
     figure = _figure(4.5)
-    _draw_difference(figure.subplots(), results)
+    axes = figure.subplots()
+    _draw_difference(axes, results)
+    axes.set_title("Difference in test accuracy from the dense network of the same seed")
     _legend(figure, results)
     return figure
 
@@ -212,25 +223,26 @@ def early_stopping(results: Results) -> Figure:
     """Early-stopping iteration against density: how fast each arm learns."""
     figure = _figure(4.5)
     _draw_early_stopping(figure.subplots(), results)
-    _legend(figure, results, HOLLOW)
+    _legend(figure, results, _paths(results), HOLLOW)
     return figure
 
 
 def parameter_reduction(results: Results) -> Figure:
     """Weights kept at each level, and the fraction that each layer keeps of its own."""
-    from matplotlib.ticker import LogLocator, NullLocator
+    from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
     kept = results.kept_by_layer
+    percent = 100 * kept / kept.iloc[0]
     figure = _figure(1.5 + 0.36 * len(kept))
     counts, fractions = figure.subplots(1, 2, sharey=True, width_ratios=[3, 2])
     _draw_weights_kept(counts, results)
     for place, (layer, color) in enumerate(_shades(kept)):
         size = 11 - 5 * place / kept.shape[1]  # where layers keep the same fraction, all of them show
-        fractions.plot(100 * kept[layer] / kept[layer].iloc[0], range(len(kept)), "o", color=color, markersize=size)
+        fractions.plot(percent[layer], range(len(kept)), "o", color=color, markersize=size)
     fractions.set_xscale("log")
-    fractions.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    fractions.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if percent.min(axis=None) > 4 else (1,)))
     fractions.xaxis.set_minor_locator(NullLocator())
-    _percent_ticks(fractions.xaxis)
+    fractions.xaxis.set_major_formatter(StrMethodFormatter("{x:g} %"))
     fractions.set(title="Kept of each layer", xlabel="log scale")
     return figure
 
@@ -274,22 +286,23 @@ def learning_curves(results: Results) -> Figure:
 
 
 def mask_inputs(results: Results) -> Figure:
-    """For each level, how many first-layer connections each pixel keeps, mean over seeds."""
-    levels = list(results.connections)
-    rows = math.ceil(len(levels) / 5)
-    columns = max(math.ceil(len(levels) / rows), 3)
+    """For each level, how many first-layer connections each pixel keeps, mean over seeds; each has its own scale."""
+    rows = math.ceil(len(results.connections) / 5)
+    columns = math.ceil(len(results.connections) / rows)
+    side, gap = WIDTH / max(columns, 3) - 0.25, 0.75  # inches
     over = f", mean over {results.seeds} seeds" if results.seeds > 1 else ""
-    title = "First-layer connections that each pixel keeps" + over
-    figure = _figure(0.4 + rows * (0.65 + 0.83 * WIDTH / columns), title)
-    panels = list(figure.subplots(rows, columns, squeeze=False).flat)
-    for axes in panels:
-        axes.set_axis_off()
-    for axes, level in zip(panels, levels, strict=False):
-        picture = _square(results.connections[level])
+    figure = _figure(0.35 + rows * (side + gap), f"First-layer connections that each pixel keeps{over}")
+    figure.set_layout_engine("none")
+    for place, (level, connections) in enumerate(results.connections.items()):
+        row, column = divmod(place, columns)
+        x, y = 0.1 + column * (side + 0.25), 0.65 + row * (side + gap)
+        picture = _square(connections)
         most = np.nanmax(picture)
+        axes = _place(figure, x, y, side, side)
         image = axes.imshow(picture, cmap=CONNECTIONS, vmin=0, vmax=max(most, 1), interpolation="nearest")
         axes.set_title(results.label(level, ", "), weight="normal", size="medium")
-        bar = figure.colorbar(image, ax=axes, orientation="horizontal", pad=0.02, aspect=16)
+        axes.set_axis_off()
+        bar = figure.colorbar(image, cax=_place(figure, x, y + side + 0.07, side, 0.08), orientation="horizontal")
         bar.set_ticks([0, most], labels=["0", f"{most:.0f}"])
         bar.outline.set_visible(False)
     return figure
@@ -303,7 +316,7 @@ def combined_metrics(results: Results) -> Figure:
     _draw_difference(difference, results)
     _draw_early_stopping(stopping, results)
     _draw_weights_kept(weights, results)
-    _legend(figure, results, HOLLOW)
+    _legend(figure, results, _paths(results), HOLLOW)
     return figure
 
 
@@ -315,12 +328,12 @@ def results_table(results: Results) -> Figure:
         for row in results.levels.to_dict("records")
     }
     differences = _over_seeds(results.differences, "difference")
-    left, right = 3.1, min(WIDTH, 3.2 + 1.7 * len(arms))  # of the arms' columns, inches
-    columns = dict(zip(arms, np.linspace(left, right, len(arms) + 1)[1:] - 0.1, strict=True))
-    bottom = 0.4 + 0.5 * len(results.tree)
-    figure = _figure(bottom + 0.9, "Test accuracy of each level and arm")
+    left, column = 3.1, min(1.6, max(1.15, 4.8 / len(arms)))  # inches, as all lengths here
+    columns = {arm: left + column * (place + 1) for place, arm in enumerate(arms)}
+    right, bottom = left + column * len(arms) + 0.1, 0.4 + 0.5 * len(results.tree)
+    figure = _figure(bottom + 0.9, "Test accuracy of each level and arm", max(WIDTH, right))
     axes = figure.subplots()
-    axes.set(xlim=(0, WIDTH), ylim=(bottom + 0.4, 0))
+    axes.set(xlim=(0, max(WIDTH, right)), ylim=(bottom + 0.4, 0))
     axes.set_axis_off()
 
     for y, width in ((0, 1.2), (0.4, 0.8), (0.9, 0.5), (bottom, 1.2)):
@@ -336,7 +349,7 @@ def results_table(results: Results) -> Figure:
         axes.text(1.9, y, _percent(results.percent[level]), va="center", ha="right")
         axes.text(left, y, f"{results.tree['weights_kept'][level]:,.0f}", va="center", ha="right")
         if level == "dense":
-            axes.text((left + right) / 2, y, accuracies["dense", "dense"], va="center", ha="center")
+            axes.text(left + column * (len(arms) + 1) / 2, y, accuracies["dense", "dense"], va="center", ha="right")
         for arm, x in columns.items():
             if (level, arm) in accuracies:
                 points = f"{differences[level, arm].mean:+.2f}".replace("-", "\N{MINUS SIGN}")
@@ -367,11 +380,14 @@ FIGURES: dict[str, Callable[[Results], Figure]] = {
 
 
 def _draw_accuracy(axes: Axes, results: Results) -> None:
+    from matplotlib.ticker import StrMethodFormatter
+
     accuracy = _over_seeds(results.networks, "test_accuracy", scale=100)
     dense = accuracy["dense", "dense"]
     axes.axhspan(dense.lowest, dense.highest, color="black", alpha=0.08, linewidth=0)
     _draw_lines(axes, results, accuracy)
-    _percent_ticks(axes.yaxis)
+    low, high = axes.get_ylim()
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:.1f} %" if high - low > 0.5 else "{x:.2f} %"))
     axes.set_title("Test accuracy at early stopping")
 
 
@@ -383,16 +399,7 @@ def _draw_early_stopping(axes: Axes, results: Results) -> None:
     _draw_lines(axes, results, _over_seeds(results.networks, "early_stopping_iteration"), hollow=censored)
     last = results.history["iteration"].max()
     axes.axhline(last, color=GREY, linewidth=1, linestyle=":")
-    axes.text(
-        1,
-        last,
-        "last evaluation",
-        transform=axes.get_yaxis_transform(),
-        ha="right",
-        va="bottom",
-        color=GREY,
-        size="small",
-    )
+    axes.text(0.01, 1.015 * last, "last evaluation", transform=axes.get_yaxis_transform(), color=GREY, size="small")
     axes.set_ylim(0, 1.12 * last)
     axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     axes.set_title("Early-stopping iteration")
@@ -409,13 +416,12 @@ def _draw_lines(
 
     axes.axhline(ranges["dense", "dense"].mean, color="black", linewidth=1, linestyle=results.looks["dense"].line)
     for arm, look in reversed(results.looks.items()):  # dense and tickets on top
-        for line in results.lines:
+        for line, style in zip(results.lines, cycle(PATHS.values()), strict=False):
             path = [(level, "dense" if level == "dense" else arm) for level in line]
-            path = [network for network in path if network in ranges]
-            density = [results.percent[level] for level, _ in path]
-            mean, lowest, highest = zip(*(ranges[network] for network in path), strict=True)
+            points = [(results.percent[level], *ranges[level, arm]) for level, arm in path if (level, arm) in ranges]
+            density, mean, lowest, highest = np.array(points).reshape(-1, 4).T
             _draw_band(axes, density, lowest, highest, look)
-            axes.plot(density, mean, color=look.color)
+            axes.plot(density, mean, color=look.color, linestyle=style)
         for level, percent in results.percent.items():
             if (level, arm) in ranges:
                 face = "white" if (level, arm) in hollow else look.color
@@ -440,13 +446,14 @@ def _draw_difference(axes: Axes, results: Results) -> None:
                 mean, lowest, highest = ranges[level, arm]
                 axes.vlines(x + offset, lowest, highest, color=look.color, alpha=0.4, linewidth=4)
                 axes.plot(x + offset, mean, look.marker, color=look.color, markeredgecolor="white", markersize=7.5)
-    upright = [results.label(level, "\n") for level in results.pruned]
-    room = _inches(axes) / len(upright)
-    if all(_inches_of(line) < room for label in upright for line in label.splitlines()):
-        axes.set_xticks(range(len(upright)), labels=upright)
+    labels = [results.label(level, "\n") for level in results.pruned]
+    room = _inches(axes)[0] / len(labels)
+    if all(_inches_of(line) < room for label in labels for line in label.splitlines()):
+        axes.set_xticks(range(len(labels)), labels=labels)
     else:
-        labels = [results.label(level, "  ") for level in results.pruned]
-        axes.set_xticks(range(len(labels)), labels=labels, rotation=90)
+        every = math.ceil(LINE / room)
+        labels = [results.label(level, "  ") for level in results.pruned[::every]]
+        axes.set_xticks(range(0, len(results.pruned), every), labels=labels, rotation=90)
     axes.grid(axis="x", visible=False)
     axes.set(title="Difference from dense", ylabel="percentage points")
 
@@ -461,60 +468,70 @@ def _draw_weights_kept(axes: Axes, results: Results) -> None:
     for layer, color in _shades(kept):
         axes.barh(levels, kept[layer], 0.62, before, color=color, label=layer)
         before += kept[layer].to_numpy()
-    for level, total in zip(levels, before, strict=True):
-        axes.annotate(f"{total:,.0f}", (total, level), (4, 0), textcoords="offset points", va="center", size="small")
-    axes.set_yticks(levels, labels=[results.label(level, "  ") for level in kept.index])
+    every = math.ceil(LINE * len(kept) / _inches(axes)[1])
+    axes.set_yticks(levels[::every], labels=[results.label(level, "  ") for level in kept.index[::every]])
+    for level in levels[::every]:
+        place = (before[level], level)
+        axes.annotate(f"{place[0]:,.0f}", place, (4, 0), textcoords="offset points", va="center", size="small")
     axes.set_ylim(len(kept) - 0.5, -0.5)
     axes.set_xlim(0, 1.25 * before[0])
     axes.xaxis.set_major_locator(MaxNLocator(4))
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
-    axes.legend(loc="lower right", fontsize="small")
+    axes.legend(fontsize="small")
     axes.set_title("Weights kept")
 
 
 # --- what panels are made of -----------------------------------------------------------------------------------------
 
 
-def _figure(height: float, title: str = "") -> Figure:
+def _figure(height: float, title: str = "", width: float = WIDTH) -> Figure:
     from matplotlib.figure import Figure
 
-    figure = Figure((WIDTH, height), layout="constrained")
+    figure = Figure((width, height), layout="constrained")
     if title:
         figure.suptitle(title, x=0.012, ha="left")
     return figure
 
 
-def _legend(figure: Figure, results: Results, note: str = "") -> None:
+def _place(figure: Figure, left: float, top: float, width: float, height: float) -> Axes:
+    """Axes at a place in inches from the figure's upper left corner."""
+    across, down = figure.get_size_inches()
+    return figure.add_axes((left / across, 1 - (top + height) / down, width / across, height / down))
+
+
+def _legend(figure: Figure, results: Results, *notes: str) -> None:
     """Below the figure: the arms, and in words what else there is to know."""
     from matplotlib.lines import Line2D
 
-    seeds = f"Means over {results.seeds} seeds, from the lowest to the highest." if results.seeds > 1 else "One seed."
-    figure.legend(
+    over = f"Mean over {results.seeds} seeds, shaded from the lowest to the highest."
+    legend = figure.legend(
         handles=[
             Line2D([], [], color=look.color, marker=look.marker, linestyle=look.line, label=arm)
             for arm, look in results.looks.items()
         ],
         loc="outside lower center",
         ncols=len(results.looks),
-        title=f"{seeds} {note}".strip(),
+        title=fill(" ".join(filter(None, [over if results.seeds > 1 else "One seed.", *notes])), 130),
         title_fontsize="small",
     )
+    legend.get_title().set_multialignment("center")
+
+
+def _paths(results: Results) -> str:
+    """Which line is which path, where there are several."""
+    ends = zip(cycle(PATHS), results.lines, strict=False)
+    words = ", ".join(f"{style} to {line[-1]}" for style, line in ends)
+    return f"Lines: {words}." if len(results.lines) > 1 else ""
 
 
 def _draw_band(axes: Axes, x: ArrayLike, lowest: ArrayLike, highest: ArrayLike, look: Look) -> None:
-    axes.fill_between(x, lowest, highest, color=look.color, alpha=0.14, linewidth=0)
-
-
-def _percent_ticks(axis: Axis) -> None:
-    from matplotlib.ticker import StrMethodFormatter
-
-    axis.set_major_formatter(StrMethodFormatter("{x:g} %"))
+    axes.fill_between(x, lowest, highest, facecolor=(look.color, 0.14), edgecolor=(look.color, 0.5), linewidth=0.5)
 
 
 def _with_room(densities: Sequence[float], axes: Axes) -> list[str]:
     """Labels of ticks on a logarithmic axis, empty where they would touch; the first and the last always show."""
     shown = [densities[0]]
-    inch = math.log(densities[0] / densities[-1]) / _inches(axes)
+    inch = math.log(densities[0] / densities[-1]) / _inches(axes)[0]
     for density in densities[1:-1]:
         gap = math.log(min(shown[-1] / density, density / densities[-1]))
         if gap > _inches_of(_percent(density)) * inch:
@@ -522,14 +539,14 @@ def _with_room(densities: Sequence[float], axes: Axes) -> list[str]:
     return [_percent(density) if density in (*shown, densities[-1]) else "" for density in densities]
 
 
-def _inches(axes: Axes) -> float:
-    """About how wide the axes are; the layout, which comes last, decides."""
-    return WIDTH * axes.get_position().width
+def _inches(axes: Axes) -> tuple[float, float]:
+    """About how wide and how high the axes are; the layout, which comes last, decides."""
+    return axes.bbox.width / axes.figure.dpi, axes.bbox.height / axes.figure.dpi
 
 
 def _inches_of(text: str) -> float:
     """About how wide a text is with some space around."""
-    return 0.15 + 0.08 * len(text)
+    return 0.07 + 0.08 * len(text)
 
 
 def _percent(value: float) -> str:

@@ -1,16 +1,16 @@
 """Download the data set and keep it as one file of tensors."""
 
-from pathlib import Path
-
-from lottery import params
+from lottery import params, tracking
 from lottery.data import fetch
 from lottery.stages import run
 
 
 def main() -> None:
     """Leave data/<name>.safetensors."""
-    name = params.load().data.name
-    fetch(name, Path("data") / f"{name}.safetensors")
+    p = params.load()
+    with tracking.stage(p, "download") as tracked:
+        fetch(p.data.name, p.data_file)
+        tracked.log_data()
 
 
 if __name__ == "__main__":
