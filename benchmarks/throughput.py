@@ -36,7 +36,7 @@ def stacked(networks: int, split: Split, iterations: int, threads: int) -> None:
     start = initialize(SIZES, "glorot-normal", [generator("benchmark", seed) for seed in range(networks)])
     masks = prune_layers(magnitude(start), everything(networks, SIZES), 0.8, 0.0, 0.5)
     few = Split(split.train, Images(split.validation.pixels[:60], split.validation.labels[:60]), split.scaling)
-    recipe = Recipe(iterations, BATCH, LEARNING_RATE, evaluate_every=250)
+    recipe = Recipe(iterations, BATCH, LEARNING_RATE, evaluate_every=25)
     train(start.masked(masks), masks, range(networks), (0.8,), few, recipe, threads=threads)
 
 

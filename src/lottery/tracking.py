@@ -218,6 +218,7 @@ class StageRun:
         if self._client:
             with self._guard():
                 if _find(self._client, self._experiment, _level_key(name, folder)):
+                    self._client.set_terminated(self._run)
                     self._client.delete_run(self._run)
                     self._client = None
                 else:

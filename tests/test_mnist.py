@@ -1,0 +1,85 @@
+"""One epoch, two seeds, two levels on real MNIST, from the download to the figures."""
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+from clones import ROOT, Clone
+from mlflow import MlflowClient
+
+pytestmark = pytest.mark.slow
+
+FIGURES = {
+    "accuracy_difference.png",
+    "accuracy_vs_pruning.png",
+    "combined_metrics.png",
+    "early_stopping.png",
+    "learning_curves.png",
+    "mask_inputs.png",
+    "parameter_reduction.png",
+    "results_table.png",
+}
+
+
+@pytest.fixture(scope="module")
+def short(origin: Path, tmp_path_factory: pytest.TempPathFactory) -> Clone:
+    """A clone with the default params.yaml made short, whose pipeline has run."""
+    clone = Clone(tmp_path_factory.mktemp("mnist") / "clone", origin)
+    params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    clone.change(
+        data=params["data"],
+        network=params["network"],
+        train=params["train"] | {"epochs": 1, "seeds": [0, 1]},
+        levels={"p60": {"sparsity": 0.6, "parent": "dense"}, "p90": {"sparsity": 0.9, "parent": "p60"}},
+    )
+    clone.run("lottery", "check")
+    assert clone.repro() == ["download", "train", "prune@p60", "prune@p90", "evaluate", "plot"]
+    return clone
+
+
+def test_one_epoch_already_learns_and_a_ticket_holds_at_ninety_percent(short: Clone) -> None:
+    levels = pd.read_csv(short.folder / "reports/levels.csv").set_index(["level", "arm"])
+    accuracy = levels["test_accuracy_mean"]
+    assert 0.95 < accuracy["dense", "dense"] < 0.99
+    assert accuracy["p90", "ticket"] > accuracy["dense", "dense"] - 0.005
+    assert accuracy["p90", "ticket"] > max(accuracy["p90", "reinit"], accuracy["p90", "random"])
+    assert (levels["test_accuracy_start_mean"] < 0.5).all()
+
+
+def test_every_level_keeps_what_the_settings_say(short: Clone) -> None:
+    networks = pd.read_csv(short.folder / "reports/networks.csv")
+    assert len(networks) == 2 + 2 * 3 * 2
+    kept = networks.groupby("level")[["weights_kept_layer0", "weights_kept_layer1", "weights_kept_layer2"]]
+    assert kept.nunique().max().max() == 1
+    assert kept.first().loc["dense"].tolist() == [235_200, 30_000, 1_000]
+    assert kept.first().loc["p60"].tolist() == [94_080, 12_000, 700]
+    assert kept.first().loc["p90"].tolist() == [23_520, 3_000, round((1 - 0.5 * (1 - 0.1 / 0.4)) * 700)]
+
+
+def test_the_reports_agree(short: Clone) -> None:
+    levels = pd.read_csv(short.folder / "reports/levels.csv").set_index(["level", "arm"])
+    metrics = json.loads((short.folder / "reports/metrics.json").read_text())
+    earlier = json.loads((short.folder / "reports/experiment_results.json").read_text())
+    ticket = 100 * levels.loc[("p90", "ticket"), "test_accuracy_mean"]
+    assert metrics["p90"]["ticket"]["accuracy"] == pytest.approx(ticket, abs=1e-4)
+    assert [entry["pruning_percentage"] for entry in earlier["pruning_results"]] == [0, 60, 90]
+    assert earlier["pruning_results"][0]["actual_pruning_percentage"] == 0
+    assert earlier["pruning_results"][2]["accuracy"] == pytest.approx(ticket)
+    assert earlier["pruning_results"][2]["remaining_parameters"] == levels.loc[("p90", "ticket"), "weights_kept"]
+
+
+def test_every_figure_is_there(short: Clone) -> None:
+    assert {path.name for path in (short.folder / "reports/figures").iterdir()} == FIGURES
+
+
+def test_every_network_is_in_mlflow(short: Clone) -> None:
+    client = MlflowClient(f"sqlite:///{short.folder / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("lottery-tickets")
+    runs = client.search_runs([experiment.experiment_id], "metrics.test_accuracy > 0.9 and params.dataset = 'mnist'")
+    assert len(runs) == 14
+
+
+def test_running_again_runs_nothing(short: Clone) -> None:
+    assert "up to date" in short.run("dvc", "repro")
