@@ -148,7 +148,7 @@ def test_a_networks_initialization_depends_on_its_own_generator_alone(
 
 
 @settings(max_examples=100)
-@given(sizes_of_networks, st.integers(1, 4), st.integers(4, 33), seeds)
+@given(sizes_of_networks, st.integers(1, 4), st.integers(2, 33), seeds)
 def test_gradients_and_log_likelihoods_equal_autograds(
     sizes: tuple[int, ...], networks: int, batch: int, seed: int
 ) -> None:
@@ -179,10 +179,9 @@ def test_gradients_and_log_likelihoods_equal_autograds(
         torch.testing.assert_close(-log_likelihoods[r, :, 0].double(), losses.detach(), rtol=1e-5, atol=1e-6)
         ours = [piece[r].double() for piece in _pieces(backward.gradients)]
         autograds = [tensor.grad for tensor in weights + biases]
-        whole = torch.cat([gradient.flatten() for gradient in autograds]).norm()
         for gradient, autograd in zip(ours, autograds, strict=True):
-            # a tensor in which images or units cancel out to next to nothing is held to a tenth of the whole gradient
-            assert (gradient - autograd).norm() <= 1e-5 * max(autograd.norm(), whole / 10)
+            # where images or units cancel out to next to nothing, what float32 rounds is what cancels out
+            assert (gradient - autograd).norm() <= 1e-5 * max(autograd.norm(), 0.03)
 
 
 @given(sizes_of_networks, st.integers(1, 4), st.integers(1, 9), seeds)

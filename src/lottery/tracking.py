@@ -125,7 +125,7 @@ def _origin() -> dict[str, str]:
     origin = {
         tags.MLFLOW_GIT_COMMIT: _git("rev-parse", "HEAD"),
         "git.dirty": str(bool(changed)).lower(),
-        tags.MLFLOW_SOURCE_NAME: f"dvc.yaml:{stage}",
+        tags.MLFLOW_SOURCE_NAME: stage,
         tags.MLFLOW_SOURCE_TYPE: "PROJECT",
         "dvc.stage": stage,
         "dvc.experiment": os.environ.get("DVC_EXP_NAME", ""),
