@@ -63,7 +63,7 @@ def test_the_reports_agree(short: Clone) -> None:
     metrics = json.loads((short.folder / "reports/metrics.json").read_text())
     earlier = json.loads((short.folder / "reports/experiment_results.json").read_text())
     ticket = 100 * levels.loc[("p90", "ticket"), "test_accuracy_mean"]
-    assert metrics["p90"]["ticket"]["accuracy"] == pytest.approx(ticket, abs=1e-4)
+    assert metrics["p90"]["ticket"] == pytest.approx(ticket, abs=1e-3)
     assert [entry["pruning_percentage"] for entry in earlier["pruning_results"]] == [0, 60, 90]
     assert earlier["pruning_results"][0]["actual_pruning_percentage"] == 0
     assert earlier["pruning_results"][2]["accuracy"] == pytest.approx(ticket)

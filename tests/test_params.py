@@ -407,6 +407,16 @@ def test_a_child_must_be_sparser_than_its_parent(old: str, new: str, line: str) 
     assert mistakes(default_with((old, new))) == [f"params.yaml: {line}"]
 
 
+@pytest.mark.parametrize(
+    ("scope", "weights"),
+    [("layer", "30000 weights of the smallest hidden layer"), ("global", "266200 weights of the network")],
+)
+def test_a_level_keeps_at_least_one_weight(scope: str, weights: str) -> None:
+    text = default_with(("scope: layer ", f"scope: {scope} "), ("sparsity: 0.95", "sparsity: 0.999999"))
+    line = f"params.yaml: levels.p95.sparsity: 0.999999 keeps none of the {weights}; give less"
+    assert mistakes(text) == [line]
+
+
 # Files that cannot be read
 
 

@@ -37,7 +37,7 @@ def networks(client: MlflowClient) -> dict[tuple[str, str, int], Run]:
 
 
 def table(clone: Clone, name: str) -> pd.DataFrame:
-    return pd.read_csv(clone.folder / "reports" / name, float_precision="round_trip")
+    return pd.read_csv(clone.folder / "reports" / name)
 
 
 def test_a_run_per_stage_with_its_networks_below(finished: Clone) -> None:
@@ -93,7 +93,7 @@ def test_every_networks_test_accuracy_is_on_its_own_run(finished: Clone) -> None
 def test_histories_have_the_iteration_as_their_step(finished: Clone) -> None:
     client = store(finished)
     run = networks(client)["p50", "random", 0]
-    history = pd.read_csv(finished.folder / "models/p50/history.csv", float_precision="round_trip")
+    history = pd.read_csv(finished.folder / "models/p50/history.csv")
     history = history.query("arm == 'random' and seed == 0")
     for column in ("validation_loss", "validation_accuracy"):
         points = [(point.step, point.value) for point in client.get_metric_history(run.info.run_id, column)]

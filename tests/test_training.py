@@ -246,8 +246,10 @@ def test_training_is_a_plain_loop_over_batches_with_autograd_and_torch_optim(
             optimizer.step()
             validation_loss = cross_entropy(forward(split.validation.pixels), split.validation.labels)
             history = trained.history
-            assert float(history.train_loss[row, iteration + 1]) == pytest.approx(loss.item(), rel=1e-3)
-            assert float(history.validation_loss[row, iteration + 1]) == pytest.approx(validation_loss.item(), rel=1e-3)
+            assert float(history.train_loss[row, iteration + 1]) == pytest.approx(loss.item(), rel=1e-3, abs=1e-6)
+            assert float(history.validation_loss[row, iteration + 1]) == pytest.approx(
+                validation_loss.item(), rel=1e-3, abs=1e-6
+            )
         ours = torch.cat([piece[row].flatten() for piece in trained.final.weights + trained.final.biases]).double()
         theirs = torch.cat([piece.detach().flatten() for piece in pieces])
         began = torch.cat([piece[row].flatten() for piece in start.weights + start.biases]).double()

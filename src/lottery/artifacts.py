@@ -127,7 +127,7 @@ def load_parameters(folder: Path, name: Literal["initial", "final", "early_stopp
 def load_history(folder: Path) -> pd.DataFrame:
     """A level's history, a row for each network and evaluated iteration."""
     try:
-        return pd.read_csv(folder / "history.csv", float_precision="round_trip")
+        return pd.read_csv(folder / "history.csv")
     except (OSError, ValueError) as error:
         raise _damaged(folder / "history.csv") from error
 

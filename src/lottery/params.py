@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import date
 from difflib import SequenceMatcher
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar, cast, get_args
 
@@ -175,7 +176,7 @@ class Prune(Section):
 class Level(Section):
     """One rung of pruning."""
 
-    sparsity: Annotated[float, Field(ge=0, lt=1), Is("a number above 0 and below 1")]  # fraction of weights removed
+    sparsity: Annotated[float, Field(gt=0, lt=1), Is("a number above 0 and below 1")]  # fraction of weights removed
     parent: Annotated[str, Is('the name of a level, or "dense"')]
 
 
@@ -297,6 +298,13 @@ class Params(Section):
         elif (size := self.train.batch_size) > left:
             text = f"{size} is more than the {left} training images left ({total} - {held_out} held out)"
             yield ("train", "batch_size"), f"{text}; give {left} or less"
+        layers = [inputs * outputs for inputs, outputs in pairwise(self.sizes)]
+        weights = sum(layers) if self.prune.scope == "global" else min(layers[:-1])
+        for name, level in self.levels.items():
+            if round((1 - level.sparsity) * weights) == 0:
+                where = "network" if self.prune.scope == "global" else "smallest hidden layer"
+                text = f"{level.sparsity} keeps none of the {weights} weights of the {where}; give less"
+                yield ("levels", name, "sparsity"), text
         child = next((name for name in self.order if self.levels[name].parent != "dense"), None)
         if child is not None and "ticket" not in self.prune.arms:
             text = f"ticket is missing, yet {child} prunes the ticket of its parent {self.levels[child].parent}; add it"
