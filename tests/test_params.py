@@ -399,7 +399,7 @@ def test_each_cycle_is_named_once() -> None:
         (
             "sparsity: 0.40",
             "sparsity: 0",
-            "levels.p40.sparsity: 0.0 is not above the 0 of its parent dense; raise it or change the parent",
+            "levels.p40.sparsity: 0 is not a number above 0 and below 1",
         ),
     ],
 )
