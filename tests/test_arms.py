@@ -138,3 +138,10 @@ def test_no_arm_changes_the_dense_runs_initialization(arm: str) -> None:
     before: Parameters = level.rewind.clone()
     ARMS[arm](level).parameters.flat.fill_(7.0)
     assert torch.equal(level.rewind.flat, before.flat)
+
+
+def test_other_purposes_seeds_levels_and_epochs_have_draws_of_their_own() -> None:
+    purposes, paths = ("initialization", "batches", "reinit", "random"), ((), (0.5,), (0.2, 0.5))
+    keys = [(p, seed, path, epoch) for p in purposes for seed in (0, 1) for path in paths for epoch in (0, 1)]
+    draws = {tuple(torch.rand(4, generator=generator(*key)).tolist()) for key in keys}
+    assert len(draws) == len(keys)

@@ -161,6 +161,16 @@ def test_the_whole_experiment_is_the_same_bytes_twice(pipeline: Pipeline, digits
         }
 
 
+def test_no_draw_comes_from_or_changes_a_global_state(pipeline: Pipeline, digits: Digits) -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(12345)
+        before = torch.get_rng_state()
+        again = _pipeline(_trainer(digits[0]))
+        assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(again.p80.start.flat, pipeline.p80.start.flat)
+    assert torch.equal(again.p80.trained.final.flat, pipeline.p80.trained.final.flat)
+
+
 def test_a_level_is_the_same_from_its_parents_files_as_from_memory(
     pipeline: Pipeline, digits: Digits, workspace: Path
 ) -> None:
