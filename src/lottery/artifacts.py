@@ -14,6 +14,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from io import StringIO
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
@@ -99,18 +100,18 @@ def load_contents(folder: Path) -> Contents:
     """What a level's folder holds."""
     with _opened(folder / "masks.safetensors") as file:
         stored = json.loads(file.metadata()["lottery"])
-    return Contents(**{key: tuple(value) for key, value in stored.items()})
+        return Contents(**{key: tuple(value) for key, value in stored.items()})
 
 
 def load_masks(folder: Path) -> Masks:
     """The masks of all networks of a level."""
-    sizes = load_contents(folder).sizes
+    contents = load_contents(folder)
     with _opened(folder / "masks.safetensors") as file:
-        packed = [file.get_tensor(f"layer{i}").numpy() for i in range(len(sizes) - 1)]
-    return tuple(
-        torch.from_numpy(np.unpackbits(bits, axis=1, count=n * m).astype(bool)).view(-1, n, m)
-        for bits, (n, m) in zip(packed, pairwise(sizes), strict=True)
-    )
+        layers = [np.unpackbits(file.get_tensor(f"layer{i}").numpy(), axis=1) for i in range(len(contents.sizes) - 1)]
+        return tuple(
+            torch.from_numpy(bits[:, : n * m].astype(bool)).view(len(contents.networks), n, m)
+            for bits, (n, m) in zip(layers, pairwise(contents.sizes), strict=True)
+        )
 
 
 def load_parameters(folder: Path, name: Literal["initial", "final", "early_stopping"]) -> Parameters:
@@ -126,10 +127,16 @@ def load_parameters(folder: Path, name: Literal["initial", "final", "early_stopp
 
 def load_history(folder: Path) -> pd.DataFrame:
     """A level's history, a row for each network and evaluated iteration."""
+    path, networks = folder / "history.csv", load_contents(folder).networks
     try:
-        return pd.read_csv(folder / "history.csv")
-    except (OSError, ValueError) as error:
-        raise _damaged(folder / "history.csv") from error
+        text = path.read_text()
+        history = pd.read_csv(StringIO(text))
+        whole = text.endswith("\n") and len(history) == len(networks) * history["iteration"].nunique()
+    except (OSError, ValueError, KeyError) as error:
+        raise _damaged(path) from error
+    if not whole:
+        raise _damaged(path)
+    return history
 
 
 def fingerprint(folder: Path) -> str:
@@ -149,7 +156,7 @@ def _opened(path: Path) -> Iterator[Any]:
     try:
         with safe_open(path, framework="pt") as file:
             yield file
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
+    except (OSError, SafetensorError, KeyError, AttributeError, TypeError, ValueError, RuntimeError) as error:
         raise _damaged(path) from error
 
 

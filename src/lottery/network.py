@@ -22,7 +22,7 @@ CACHE_LINE = 16  # float32 values
 EVALUATION_CHUNK = 250  # images; with 1000, two threads that allocate 1.2 MB at a time were no faster than one
 
 
-def _aligned(networks: int, *shape: int) -> Tensor:
+def aligned(networks: int, *shape: int) -> Tensor:
     """Zeros [networks, *shape] in which each network begins on a cache line.
 
     The matrix library may add in another order where the memory is aligned otherwise, and a network's bits
@@ -132,8 +132,8 @@ class Gradients:
     def __init__(self, parameters: Parameters, batch_size: int) -> None:
         self.parameters = parameters
         self.gradients = Parameters.zeros(len(parameters), parameters.sizes)
-        self._activations = [_aligned(len(parameters), batch_size, size) for size in parameters.sizes[1:]]
-        self._deltas = [torch.empty_like(activation) for activation in self._activations]
+        self._activations = [aligned(len(parameters), batch_size, size) for size in parameters.sizes[1:]]
+        self._deltas = [aligned(len(parameters), batch_size, size) for size in parameters.sizes[1:]]
         self._minus_one = torch.full((len(parameters), batch_size, 1), -1.0)
 
     def __call__(self, inputs: Tensor, labels: Tensor, log_likelihoods: Tensor) -> None:

@@ -12,7 +12,7 @@ from torch.optim.adam import adam
 from torch.optim.sgd import sgd
 
 from lottery.images import Split
-from lottery.network import Gradients, Masks, Parameters, score, stack
+from lottery.network import Gradients, Masks, Parameters, aligned, score, stack
 from lottery.randomness import generator
 
 GROUP_BYTES = 6 << 20  # what a group's weights, gradients, moments and masks may take; see `group_size`
@@ -128,7 +128,7 @@ class Group:
         self.lowest = [math.inf] * networks
         self.history: list[tuple[Tensor, Tensor, Tensor]] = []
         self._pixels = torch.empty(networks * batch, split.train.pixels.shape[1], dtype=torch.uint8)
-        self._inputs = torch.empty(networks, batch, split.train.pixels.shape[1])
+        self._inputs = aligned(networks, batch, split.train.pixels.shape[1])
         self._labels = torch.empty(networks * batch, dtype=torch.int64)
         self._epoch: tuple[int, Tensor] | None = None
 
@@ -196,7 +196,7 @@ def group_size(networks: int, parameters: int, threads: int) -> int:
     """How many networks train together on one thread.
 
     As many as stay in a core's cache, 5 floats a parameter: one LeNet-300-100, but several of a smaller network,
-    whose time goes into calls rather than arithmetic. Never so many that a thread has nothing to do.
+    whose time goes into calls rather than arithmetic. No more than a thread's share.
     """
     return max(1, min(GROUP_BYTES // (20 * parameters), -(-networks // threads)))
 

@@ -1,7 +1,6 @@
 """Where a stage's passing files live: the repository that DVC was started in, also within a DVC experiment's copy."""
 
 import os
-import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,7 +30,7 @@ def replacing(target: Path) -> Iterator[Path]:
     with scratch() as folder:
         path = folder / target.name
         yield path
-        if target.is_dir():
-            shutil.rmtree(target)
         target.parent.mkdir(parents=True, exist_ok=True)
-        path.replace(target)
+        if target.is_dir():
+            target.rename(folder / "before")  # a folder cannot be replaced; it goes with the scratch folder
+        path.rename(target)
