@@ -352,7 +352,7 @@ def results_table(results: Results) -> Figure:
             axes.text(left + column * (len(arms) + 1) / 2, y, accuracies["dense", "dense"], va="center", ha="right")
         for arm, x in columns.items():
             if (level, arm) in accuracies:
-                points = f"{differences[level, arm].mean:+.2f}".replace("-", "\N{MINUS SIGN}")
+                points = f"{differences[level, arm].mean:+z.2f}".replace("-", "\N{MINUS SIGN}")
                 axes.text(x, y - 0.1, accuracies[level, arm], va="center", ha="right")
                 axes.text(x, y + 0.12, points, va="center", ha="right", color=GREY, size="small")
     over = f"mean ± standard deviation over {results.seeds} seeds" if results.seeds > 1 else "one seed"
