@@ -55,6 +55,7 @@ def test_threads_change_no_byte(clone: Clone) -> None:
     assert (clone.folder / "dvc.lock").read_bytes() == lock
 
 
+@pytest.mark.slow
 def test_a_removed_level_leaves_no_trace_and_comes_back_from_the_cache(
     clone: Clone, origin: Path, tmp_path: Path
 ) -> None:
