@@ -45,7 +45,10 @@ def test_one_epoch_already_learns_and_a_ticket_holds_at_ninety_percent(short: Cl
     assert 0.95 < accuracy["dense", "dense"] < 0.99
     assert accuracy["p90", "ticket"] > accuracy["dense", "dense"] - 0.005
     assert accuracy["p90", "ticket"] > max(accuracy["p90", "reinit"], accuracy["p90", "random"])
-    assert (levels["test_accuracy_start_mean"] < 0.5).all()
+    # a ticket's mask alone is worth much before any training (Zhou et al. 2019); everything else starts at chance
+    start = levels["test_accuracy_start_mean"]
+    assert (start.drop(index="ticket", level="arm") < 0.2).all()
+    assert (start.xs("ticket", level="arm") > 0.3).all()
 
 
 def test_every_level_keeps_what_the_settings_say(short: Clone) -> None:

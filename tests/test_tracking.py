@@ -226,7 +226,7 @@ def test_a_server_that_does_not_answer_costs_a_line_and_no_result(clone: Clone, 
         assert len(errors.splitlines()) == 1, errors
         assert errors.startswith(f"MLflow at {address.replace('secret', '***')} failed: ")
         assert "start the server or correct MLFLOW_TRACKING_URI" in errors
-        assert time.monotonic() - started < usual + 10
+        assert time.monotonic() - started < usual + 30  # a hang would be minutes
         assert clone.files("models/p50") == before
 
 
