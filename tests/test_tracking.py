@@ -3,10 +3,12 @@
 import shutil
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pandas as pd
@@ -20,7 +22,9 @@ PARENT = "mlflow.parentRunId"
 
 
 def store(clone: Clone) -> MlflowClient:
-    return MlflowClient(f"sqlite:///{clone.folder / 'mlflow.db'}")
+    client = MlflowClient(f"sqlite:///{clone.folder / 'mlflow.db'}")
+    client._tracking_client.store.engine.dispose()  # MLflow keeps connections, also to a file that was deleted
+    return client
 
 
 def runs(client: MlflowClient, condition: str = "") -> list[Run]:
@@ -162,6 +166,18 @@ def test_evaluate_makes_runs_that_are_missing_from_the_files(clone: Clone) -> No
     for key, run in after.items():
         assert run.data.params == before[key].data.params
         assert run.data.metrics == before[key].data.metrics
+
+
+def test_a_store_that_was_deleted_under_a_reader_begins_empty(clone: Clone) -> None:
+    database = clone.folder / "mlflow.db"
+    with closing(sqlite3.connect(database)) as reader:
+        reader.execute("UPDATE runs SET name = name || '!'")  # into the write-ahead log, which SQLite would replay
+        reader.commit()
+        assert database.with_name("mlflow.db-wal").stat().st_size
+        database.unlink()
+        _, errors = (download := stage(clone, "download", "download")).communicate(timeout=60)
+    assert (download.returncode, errors) == (0, "")
+    assert [run.info.run_name for run in runs(store(clone))] == ["download"]
 
 
 def test_a_network_that_is_trained_again_to_the_same_bits_has_one_run(clone: Clone) -> None:

@@ -79,6 +79,8 @@ def _create_store(path: Path) -> None:
             with closing(sqlite3.connect(folder / "new.db")) as database:
                 database.execute("PRAGMA journal_mode=WAL")
                 database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            for log in ("-wal", "-shm"):  # of a store that was deleted while somebody read it: SQLite would replay it
+                path.with_name(path.name + log).unlink(missing_ok=True)
             (folder / "new.db").replace(path)
 
 
