@@ -2,7 +2,8 @@
 
 LeNet-300-100 on MNIST, batch 60, Adam, float32, all on this machine in one run. Every loop trains in turn and several
 times over, and its median counts, because a machine that others use drifts. Seconds are per network and epoch of 55,000
-images, training alone: evaluations of validation images come on top, for every loop alike.
+images, training alone: preparing images and networks, and evaluating validation images, come on top, for every loop
+alike.
 """
 
 import argparse
@@ -27,18 +28,24 @@ SIZES = (784, 300, 100, 10)
 BATCH = 60
 STACKS = (1, 3, 15, 45)
 LEARNING_RATE = 0.0012
+Loop = Callable[[int], None]  # trains for so many iterations
 # forward and the gradient of the weights for each weight, the gradient of the inputs for all but the first layer
 MULTIPLY_ADDS = 2 * (784 * 300 + 300 * 100 + 100 * 10) + 300 * 100 + 100 * 10  # an image
 
 
-def stacked(networks: int, split: Split, iterations: int, threads: int) -> None:
+def stacked(networks: int, split: Split, threads: int) -> Loop:
     """Our loop, on a level's masked networks."""
     start = initialize(SIZES, "glorot-normal", [generator("benchmark", seed) for seed in range(networks)])
     masks = prune_layers(magnitude(start), everything(networks, SIZES), 0.8, 0.0, 0.5)
+    start = start.masked(masks)
     few = Split(split.train, Images(split.validation.pixels[:60], split.validation.labels[:60]), split.scaling)
-    # four turns for each network, so that the threads finish together as they do in a pipeline's twenty
-    recipe = Recipe(iterations, BATCH, LEARNING_RATE, evaluate_every=-(-iterations // 4))
-    train(start.masked(masks), masks, range(networks), (0.8,), few, recipe, threads=threads)
+
+    def loop(iterations: int) -> None:
+        # four turns for each network, so that the workers finish together as they do in a pipeline's twenty
+        recipe = Recipe(iterations, BATCH, LEARNING_RATE, evaluate_every=-(-iterations // 4))
+        train(start, masks, range(networks), (0.8,), few, recipe, threads=threads)
+
+    return loop
 
 
 def module() -> nn.Module:
@@ -64,25 +71,33 @@ class Transformed(Dataset[tuple[torch.Tensor, int]]):
         return self.transform(picture), int(self.images.labels[index])
 
 
-def data_loader(split: Split, iterations: int) -> None:
+def data_loader(split: Split) -> Loop:
     """DataLoader, transforms, nn.Module, Adam: one network."""
     model, loader = module(), DataLoader(Transformed(split.train), batch_size=BATCH, shuffle=True, drop_last=True)
     optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE)
-    for _, (inputs, labels) in zip(range(iterations), loader, strict=False):
-        optimizer.zero_grad()
-        nn.functional.cross_entropy(model(inputs.view(BATCH, -1)), labels).backward()
-        optimizer.step()
+
+    def loop(iterations: int) -> None:
+        for _, (inputs, labels) in zip(range(iterations), loader, strict=False):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(inputs.view(BATCH, -1)), labels).backward()
+            optimizer.step()
+
+    return loop
 
 
-def in_memory(split: Split, iterations: int) -> None:
+def in_memory(split: Split) -> Loop:
     """Images in memory, nn.Module, fused Adam: one network."""
     model, inputs, labels = module(), split.scaling(split.train.pixels), split.train.labels
     optimizer = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE, fused=True)
-    order = torch.randperm(len(labels))
-    for batch in order[: iterations * BATCH].view(-1, BATCH):
-        optimizer.zero_grad()
-        nn.functional.cross_entropy(model(inputs[batch]), labels[batch]).backward()
-        optimizer.step()
+
+    def loop(iterations: int) -> None:
+        order = torch.randperm(len(labels))
+        for batch in order[: iterations * BATCH].view(-1, BATCH):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(inputs[batch]), labels[batch]).backward()
+            optimizer.step()
+
+    return loop
 
 
 def matmul_rate() -> float:
@@ -105,23 +120,21 @@ def main() -> None:
     split = load_split(Path("data/mnist.safetensors"), 5000, "standard")
     epoch = len(split.train) // BATCH
 
-    def seconds(loop: Callable[[], None]) -> float:
-        torch.set_num_threads(threads)
-        start = time.perf_counter()
-        loop()
-        return (time.perf_counter() - start) / iterations * epoch
-
-    names = ["DataLoader", "in memory", *map(str, STACKS)]
-    times: dict[str, list[float]] = {name: [] for name in names}
+    loops = {
+        "DataLoader + transforms + nn.Module + Adam": (data_loader(split), 1),
+        "in memory + fused Adam": (in_memory(split), 1),
+        **{f"a stack of {networks}": (stacked(networks, split, threads), networks) for networks in STACKS},
+    }
+    times: dict[str, list[float]] = {name: [] for name in loops}
     rates = []
     for _ in range(arguments.rounds):
         torch.set_num_threads(threads)
         rates.append(matmul_rate())
-        times["DataLoader"].append(seconds(lambda: data_loader(split, iterations)))
-        times["in memory"].append(seconds(lambda: in_memory(split, iterations)))
-        for networks in STACKS:
-            loop = lambda networks=networks: stacked(networks, split, iterations, threads)  # noqa: E731
-            times[str(networks)].append(seconds(loop) / networks)
+        for name, (loop, networks) in loops.items():
+            torch.set_num_threads(threads)
+            start = time.perf_counter()
+            loop(iterations)
+            times[name].append((time.perf_counter() - start) / iterations * epoch / networks)
 
     median = {name: statistics.median(values) for name, values in times.items()}
     rate = statistics.median(rates)
@@ -130,13 +143,10 @@ def main() -> None:
     )
     print("| loop | s per network and epoch | DataLoader / this | in memory / this | of the matmul rate |")
     print("|---|---|---|---|---|")
-    for name in names:
-        loop_name = {"DataLoader": "DataLoader + transforms + nn.Module + Adam", "in memory": "in memory + fused Adam"}
-        share = MULTIPLY_ADDS * epoch * BATCH / median[name] / rate
-        print(
-            f"| {loop_name.get(name, f'a stack of {name}')} | {median[name]:.2f} "
-            f"| {median['DataLoader'] / median[name]:.1f} | {median['in memory'] / median[name]:.2f} | {share:.0%} |"
-        )
+    by_hand, in_store = list(median.values())[:2]
+    for name, time_taken in median.items():
+        share = MULTIPLY_ADDS * epoch * BATCH / time_taken / rate
+        print(f"| {name} | {time_taken:.2f} | {by_hand / time_taken:.1f} | {in_store / time_taken:.2f} | {share:.0%} |")
 
 
 if __name__ == "__main__":

@@ -158,8 +158,10 @@ def test_gradients_and_log_likelihoods_equal_autograds(
     labels = torch.randint(sizes[-1], (networks, batch, 1), generator=draws)
     backward = Gradients(parameters, batch)
     log_likelihoods = torch.full((networks, batch, 1), math.nan)
-    backward(inputs, labels, log_likelihoods)
-    backward(inputs, labels, log_likelihoods)  # what the first call left behind adds nothing to the second
+    backward.inputs.copy_(inputs)
+    backward.labels.copy_(labels)
+    backward(log_likelihoods)
+    backward(log_likelihoods)  # what the first call left behind adds nothing to the second
 
     for r in range(networks):
         weights = [weight[r].double().requires_grad_() for weight in parameters.weights]
@@ -188,9 +190,9 @@ def test_gradients_and_log_likelihoods_equal_autograds(
 def test_the_padding_between_gradients_is_zero(sizes: tuple[int, ...], networks: int, batch: int, seed: int) -> None:
     draws = _generator(seed)
     backward = Gradients(_noise(networks, sizes, draws), batch)
-    inputs = torch.randn(networks, batch, sizes[0], generator=draws)
-    labels = torch.randint(sizes[-1], (networks, batch, 1), generator=draws)
-    backward(inputs, labels, torch.empty(networks, batch, 1))
+    backward.inputs.normal_(generator=draws)
+    backward.labels.random_(sizes[-1], generator=draws)
+    backward(torch.empty(networks, batch, 1))
     for piece in _pieces(backward.gradients):
         piece.zero_()
     assert (backward.gradients.flat == 0).all()
@@ -200,7 +202,9 @@ def test_a_network_that_is_wrong_beyond_doubt_has_finite_gradients_and_loss() ->
     parameters = Parameters.zeros(1, (1, 2))
     parameters.weights[0][0] = torch.tensor([[1000.0, -1000.0]])
     backward, log_likelihoods = Gradients(parameters, 2), torch.empty(1, 2, 1)
-    backward(torch.ones(1, 2, 1), torch.tensor([[[0], [1]]]), log_likelihoods)
+    backward.inputs.fill_(1)
+    backward.labels.copy_(torch.tensor([[[0], [1]]]))
+    backward(log_likelihoods)
     assert log_likelihoods.flatten().tolist() == [0.0, -2000.0]
     assert backward.gradients.weights[0].flatten().tolist() == [0.5, -0.5]
     assert backward.gradients.biases[0].flatten().tolist() == [0.5, -0.5]

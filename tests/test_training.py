@@ -1,10 +1,17 @@
 """The training loop: the same bits in every stack, pruned weights at zero, and the iterations that count."""
 
 import math
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -19,11 +26,12 @@ from lottery import training
 from lottery.images import Images, Scaling, Split
 from lottery.network import Masks, Parameters, initialize, stack
 from lottery.statistics import early_stopping
-from lottery.training import DivergedError, Group, Optimizer, Recipe, Trained, batch_order, group_size, train
+from lottery.training import SPARSE, DivergedError, Group, Optimizer, Recipe, Trained, batch_order, group_size, train
 
 MakeSplit = Callable[..., Split]
 
 seeds = st.integers(0, 2**31)
+densities = st.sampled_from([None, 0.1, SPARSE, 0.5])  # None: nothing is pruned
 paths = st.lists(st.sampled_from([0.2, 0.4, 0.5, 0.9]), max_size=3).map(tuple)
 
 
@@ -32,9 +40,9 @@ def _start(networks: int, sizes: Sequence[int], seed: int = 0) -> Parameters:
     return initialize(sizes, "kaiming-uniform", draws)
 
 
-def _masks(start: Parameters, seed: int = 0) -> Masks:
+def _masks(start: Parameters, seed: int = 0, density: float = 0.5) -> Masks:
     draws = torch.Generator().manual_seed(seed)
-    return tuple(torch.rand(weight.shape, generator=draws) < 0.5 for weight in start.weights)
+    return tuple(torch.rand(weight.shape, generator=draws) < density for weight in start.weights)
 
 
 def _bits(trained: Trained, rows: Any = slice(None)) -> list[Tensor]:
@@ -77,7 +85,7 @@ sizes_of_networks = st.tuples(st.integers(1, 40), st.lists(st.integers(1, 40), m
     sizes=sizes_of_networks,
     its_seeds=st.lists(seeds, min_size=2, max_size=5),
     path=paths,
-    masked=st.booleans(),
+    density=densities,
     recipe=recipes(),
     group=st.one_of(st.none(), st.integers(1, 5)),
     threads=st.integers(1, 2),
@@ -88,7 +96,7 @@ def test_a_networks_weights_are_the_same_bits_in_every_stack_and_group_and_on_an
     sizes: tuple[int, ...],
     its_seeds: list[int],
     path: tuple[float, ...],
-    masked: bool,
+    density: float | None,
     recipe: Recipe,
     group: int | None,
     threads: int,
@@ -96,7 +104,7 @@ def test_a_networks_weights_are_the_same_bits_in_every_stack_and_group_and_on_an
 ) -> None:
     split = make_split(2 * recipe.batch_size + 3, 11, sizes[0], sizes[-1])
     start = _start(len(its_seeds), sizes)
-    masks = _masks(start) if masked else None
+    masks = _masks(start, density=density) if density else None
     start = start.masked(masks) if masks else start
 
     together = train(start, masks, its_seeds, path, split, recipe, group=len(start))
@@ -208,11 +216,11 @@ def test_steps_of_the_optimizer_are_those_of_torch_optim(recipe: Recipe, size: i
     draws = torch.Generator().manual_seed(seed)
     ours = torch.randn(2, 16 * size, generator=draws)
     fused, plain = (ours.clone().requires_grad_() for _ in range(2))
-    optimizer = Optimizer(recipe, ours)
+    optimizer = Optimizer(recipe, ours, [torch.zeros_like(ours) for _ in range(Optimizer.moments_of(recipe))])
     theirs = [_torchs(recipe, [fused], fused=True), _torchs(recipe, [plain], fused=False)]
-    for _ in range(recipe.iterations):
+    for iteration in range(1, recipe.iterations + 1):
         gradients = torch.randn(ours.shape, generator=draws)
-        optimizer.step(gradients.clone())
+        optimizer.step(gradients.clone(), iteration)
         for parameters, reference in zip((fused, plain), theirs, strict=True):
             parameters.grad = gradients.clone()
             reference.step()
@@ -224,7 +232,7 @@ def test_steps_of_the_optimizer_are_those_of_torch_optim(recipe: Recipe, size: i
     sizes=sizes_of_networks,
     its_seeds=st.lists(seeds, min_size=1, max_size=3),
     path=paths,
-    masked=st.booleans(),
+    density=densities,
     recipe=recipes(),
 )
 def test_training_is_a_plain_loop_over_batches_with_autograd_and_torch_optim(
@@ -232,12 +240,13 @@ def test_training_is_a_plain_loop_over_batches_with_autograd_and_torch_optim(
     sizes: tuple[int, ...],
     its_seeds: list[int],
     path: tuple[float, ...],
-    masked: bool,
+    density: float | None,
     recipe: Recipe,
 ) -> None:
     split = make_split(3 * recipe.batch_size - 1, 30, sizes[0], sizes[-1])  # two batches an epoch
     start = _start(len(its_seeds), sizes)
-    masks = _masks(start) if masked else tuple(torch.ones_like(weight, dtype=torch.bool) for weight in start.weights)
+    everything = tuple(torch.ones_like(weight, dtype=torch.bool) for weight in start.weights)
+    masks = _masks(start, density=density) if density else everything
     start = start.masked(masks)
     trained = train(start, masks, its_seeds, path, split, replace(recipe, evaluate_every=1))
 
@@ -281,7 +290,7 @@ def test_training_is_a_plain_loop_over_batches_with_autograd_and_torch_optim(
     [("adam", 0.0, 0.0), ("adam", 0.0, 0.01), ("sgd", 0.0, 0.0), ("sgd", 0.9, 0.0), ("sgd", 0.9, 0.01)],
 )
 @settings(max_examples=20)
-@given(sizes=sizes_of_networks, networks=st.integers(1, 3), seed=seeds)
+@given(sizes=sizes_of_networks, networks=st.integers(1, 3), density=st.sampled_from([0.1, 0.5]), seed=seeds)
 def test_pruned_weights_stay_zero_through_training(
     make_split: MakeSplit,
     optimizer: str,
@@ -289,12 +298,13 @@ def test_pruned_weights_stay_zero_through_training(
     weight_decay: float,
     sizes: tuple[int, ...],
     networks: int,
+    density: float,
     seed: int,
 ) -> None:
     split = make_split(25, 5, sizes[0], sizes[-1])
     recipe = Recipe(12, 8, 0.01, 1, optimizer, momentum, weight_decay)
     start = _start(networks, sizes, seed)
-    masks = _masks(start, seed)
+    masks = _masks(start, seed, density)
     start = start.masked(masks)
     group = Group(0, start, masks, range(networks), (0.5,), split, split.scaling(split.validation.pixels), recipe)
     while not group.finished:
@@ -305,6 +315,19 @@ def test_pruned_weights_stay_zero_through_training(
     for weight, mask in zip(group.early_stopping.weights, masks, strict=True):
         assert (weight[~mask] == 0.0).all()
     assert not torch.equal(group.parameters.flat, start.flat)
+
+
+@pytest.mark.parametrize("recipe", [Recipe(9, 8, 0.01, 3), Recipe(9, 8, 0.01, 3, "sgd", 0.9, 0.01)])
+def test_gathering_the_kept_weights_for_the_optimizer_changes_no_bit(
+    make_split: MakeSplit, monkeypatch: pytest.MonkeyPatch, recipe: Recipe
+) -> None:
+    split, start = make_split(60, 10, 30, 5), _start(3, (30, 20, 5))
+    masks = _masks(start)
+    results = []
+    for sparse in (0.0, 1.0):
+        monkeypatch.setattr(training, "SPARSE", sparse)
+        results.append(_bits(train(start.masked(masks), masks, range(3), (0.5,), split, recipe)))
+    assert _same_bits(*results)
 
 
 # --- evaluations and early stopping ----------------------------------------------------------------------------------
@@ -489,19 +512,15 @@ def test_the_network_that_diverged_is_named_by_its_row_in_the_whole_stack(
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("reason", [RuntimeError, KeyboardInterrupt])
 def test_an_interruption_ends_training_promptly(
-    make_split: MakeSplit, monkeypatch: pytest.MonkeyPatch, threads: int, reason: type[BaseException]
+    make_split: MakeSplit, threads: int, reason: type[BaseException]
 ) -> None:
-    advances, advance = [], Group.advance
-
-    def counted(group: Group) -> Group:
-        advances.append(group.first)
-        return advance(group)
+    groups: list[Group] = []
 
     def interrupt(group: Group) -> None:
+        groups.append(group)
         if group.iteration >= 2:
             raise reason("enough")
 
-    monkeypatch.setattr(Group, "advance", counted)
     split, start = make_split(50, 10, 12, 4), _start(6, (12, 9, 4))
     before = threading.active_count()
     with pytest.raises(reason, match="enough"):
@@ -509,8 +528,69 @@ def test_an_interruption_ends_training_promptly(
             start, None, range(6), (), split, Recipe(10**5, 10, 0.01, 1),
             group=1, threads=threads, advanced=interrupt,
         )  # fmt: skip
-    assert len(advances) < 1000  # of 600,000
+    assert max(group.iteration for group in groups) < 100  # of 100,000
     assert threading.active_count() == before
+    assert not multiprocessing.active_children()
+
+
+ENDLESS = """
+import multiprocessing
+import torch
+from lottery.images import Images, Scaling, Split
+from lottery.network import Parameters
+from lottery.training import Recipe, train
+
+images = Images(torch.zeros(20, 4, dtype=torch.uint8), torch.zeros(20, dtype=torch.int64))
+
+def told(group):
+    print(*(child.pid for child in multiprocessing.active_children()), flush=True)
+
+if __name__ == "__main__":
+    recipe = Recipe(10**7, 10, 0.01, 1000)
+    train(Parameters.zeros(4, (4, 2)), None, range(4), (), Split(images, images, Scaling(0, 1)), recipe, threads=2,
+          advanced=told)
+"""
+forking = pytest.mark.skipif(sys.platform != "linux", reason="workers are threads where forking is not safe")
+
+
+@pytest.fixture
+def endless(tmp_path: Path) -> "Iterator[tuple[subprocess.Popen[str], list[int]]]":
+    """A process whose two workers train for hours, and the workers' ids."""
+    script = tmp_path / "endless.py"
+    script.write_text(ENDLESS)
+    command = [sys.executable, str(script)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        yield process, [int(word) for word in process.stdout.readline().split()]
+        process.kill()
+
+
+def _runs(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@forking
+def test_workers_end_when_their_parent_is_killed(endless: "tuple[subprocess.Popen[str], list[int]]") -> None:
+    parent, workers = endless
+    assert len(workers) == 2
+    assert all(_runs(worker) for worker in workers)
+    parent.kill()
+    deadline = time.monotonic() + 20
+    while any(_runs(worker) for worker in workers) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(_runs(worker) for worker in workers)
+
+
+@forking
+def test_training_ends_when_a_worker_is_killed(endless: "tuple[subprocess.Popen[str], list[int]]") -> None:
+    parent, workers = endless
+    os.kill(workers[0], signal.SIGKILL)
+    _, errors = parent.communicate(timeout=20)
+    assert parent.returncode == 1
+    assert "BrokenProcessPool" in errors
+    assert not any(_runs(worker) for worker in workers)
 
 
 def test_a_stack_of_stacks_trains_as_the_stacks_do(make_split: MakeSplit) -> None:

@@ -1,6 +1,7 @@
 """Training as params.yaml says it, with a progress bar: what the stages `train` and `prune` share."""
 
 from collections.abc import Sequence
+from concurrent.futures.process import BrokenProcessPool
 
 from tqdm import tqdm
 
@@ -52,6 +53,11 @@ def trainer(params: Params, level: str) -> Train:
                 raise LotteryError(
                     f"params.yaml: train.learning_rate: training diverged at {how.learning_rate}: the validation loss "
                     f"of {level}, seed {seeds[error.row]}, is not finite at iteration {error.iteration}; lower it"
+                ) from error
+            except BrokenProcessPool as error:
+                raise LotteryError(
+                    f"run.threads: a worker that trained {level} was ended from outside, as happens where memory runs "
+                    "out: `dvc repro` starts this stage anew; with fewer run.threads it takes less memory"
                 ) from error
 
     return run
