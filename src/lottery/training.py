@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from lottery.images import Split
-from lottery.network import Gradients, Masks, Parameters, score, stack
+from lottery.network import CACHE_LINE, Gradients, Masks, Parameters, score, stack
 from lottery.randomness import generator
 
 SPARSE = 0.25  # the density below which the optimizer gathers the kept weights; see `Group`
@@ -148,7 +148,7 @@ class Group:
         self.keep = None if sparse else keep
         self.kept = keep.flatten().nonzero().flatten() if keep is not None and sparse else None
         self.parameters = Parameters(_shared(start.flat), start.sizes)
-        optimized = start.flat if self.kept is None else start.flat.view(-1)[self.kept]
+        optimized = start.flat if self.kept is None else _whole_vectors(len(self.kept))
         self.moments = [_shared(torch.zeros_like(optimized)) for _ in range(Optimizer.moments_of(recipe))]
         self.early_stopping = Parameters(_shared(start.flat), start.sizes)
         # training loss, validation loss and validation accuracy, float64 [3, R, E]
@@ -215,12 +215,14 @@ class Group:
             return update
 
         kept, parameters, gradients = self.kept, self.parameters.flat.view(-1), gradients.view(-1)
-        kept_parameters, kept_gradients = parameters[kept], torch.empty(len(kept))
-        sparse_optimizer = Optimizer(self.recipe, kept_parameters, self.moments)
+        gathered, gathered_gradients = _whole_vectors(len(kept)), _whole_vectors(len(kept))
+        kept_parameters, kept_gradients = gathered[: len(kept)], gathered_gradients[: len(kept)]
+        torch.index_select(parameters, 0, kept, out=kept_parameters)
+        sparse_optimizer = Optimizer(self.recipe, gathered, self.moments)
 
         def update_kept(iteration: int) -> None:
             torch.index_select(gradients, 0, kept, out=kept_gradients)
-            sparse_optimizer.step(kept_gradients, iteration)
+            sparse_optimizer.step(gathered_gradients, iteration)
             parameters.scatter_(0, kept, kept_parameters)
 
         return update_kept
@@ -246,6 +248,11 @@ class Group:
                 self.early_stopping.flat[r] = self.parameters.flat[r]
         self.history[:, :, evaluation] = torch.stack([train_loss, losses, accuracies])
         self.evaluated += 1
+
+
+def _whole_vectors(size: int) -> Tensor:
+    """Zeros for ``size`` values and for what fills the last vector, where fused Adam would round in another way."""
+    return torch.zeros(-(-size // CACHE_LINE) * CACHE_LINE)
 
 
 def _shared(tensor: Tensor) -> Tensor:
