@@ -21,9 +21,7 @@ from safetensors.torch import load_file, save_file
 from lottery import LotteryError
 from lottery.arms import ARMS
 from lottery.artifacts import (
-    FILES,
     Contents,
-    fingerprint,
     load_contents,
     load_history,
     load_masks,
@@ -37,6 +35,7 @@ from lottery.training import History, Trained
 # workspace serves all examples of a test
 several_examples = settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
+FILES = ("history.csv", "masks.safetensors", "weights.safetensors")
 Loader = Callable[[Path], Any]
 LOADERS: dict[str, list[Loader]] = {
     "masks.safetensors": [load_contents, load_masks],
@@ -196,7 +195,6 @@ def test_two_processes_leave_the_same_bytes_whatever_the_level_is_called(workspa
         assert process.returncode == 0, errors
     assert _bytes(workspace / "a" / "dense") == _bytes(workspace / "b" / "dense")
     assert _bytes(workspace / "a" / "p50") == _bytes(workspace / "b" / "another-name")
-    assert fingerprint(workspace / "a" / "p50") == fingerprint(workspace / "b" / "another-name")
 
 
 def test_a_level_saved_twice_is_the_same_bytes(workspace: Path) -> None:
@@ -204,30 +202,6 @@ def test_a_level_saved_twice_is_the_same_bytes(workspace: Path) -> None:
         save_level(_level(), workspace / name)
     assert _bytes(workspace / "one") == _bytes(workspace / "other")
     assert sorted(_bytes(workspace / "one")) == sorted(FILES)
-
-
-@several_examples
-@given(st.sampled_from(FILES), st.integers(0, 2**30), st.integers(1, 255))
-def test_the_fingerprint_changes_with_any_byte(workspace: Path, name: str, place: int, change: int) -> None:
-    folder = workspace / "p60"
-    save_level(_level(), folder)
-    before = fingerprint(folder)
-    content = bytearray((folder / name).read_bytes())
-    content[place % len(content)] ^= change
-    (folder / name).write_bytes(content)
-    assert fingerprint(folder) != before
-    save_level(_level(), folder)
-    assert fingerprint(folder) == before
-
-
-def test_the_fingerprint_tells_a_file_from_another_with_its_bytes(workspace: Path) -> None:
-    folder = workspace / "p60"
-    save_level(_level(), folder)
-    before = fingerprint(folder)
-    (folder / "weights.safetensors").rename(folder / "kept")
-    (folder / "masks.safetensors").rename(folder / "weights.safetensors")
-    (folder / "kept").rename(folder / "masks.safetensors")
-    assert fingerprint(folder) != before
 
 
 # --- faults ----------------------------------------------------------------------------------------------------------
@@ -276,12 +250,12 @@ def test_a_missing_file_is_named(workspace: Path, name: str) -> None:
     folder = workspace / "p60"
     save_level(_level(), folder)
     (folder / name).unlink()
-    for loader in [*LOADERS[name], fingerprint]:
+    for loader in LOADERS[name]:
         _refusal(loader, folder, name)
 
 
 def test_a_missing_level_is_one_line_for_whoever_reads_it(workspace: Path) -> None:
-    for loader in [*ALL_LOADERS, fingerprint]:
+    for loader in ALL_LOADERS:
         with pytest.raises(LotteryError, match=r"^.*/p60/[a-z]+\.(csv|safetensors): missing"):
             loader(workspace / "p60")
 

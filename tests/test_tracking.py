@@ -1,11 +1,8 @@
 """What MLflow shows, on real stores and a real server, for a pipeline that ran on digits."""
 
-import shutil
 import signal
 import socket
 import sqlite3
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing
@@ -15,29 +12,10 @@ import pandas as pd
 import pytest
 from clones import SMALL, Clone
 from mlflow import MlflowClient
-from mlflow.entities import Run
 from PIL import Image
+from stores import PARENT, networks, runs, serving, stage, store
 
-PARENT = "mlflow.parentRunId"
-
-
-def store(clone: Clone) -> MlflowClient:
-    client = MlflowClient(f"sqlite:///{clone.folder / 'mlflow.db'}")
-    client._tracking_client.store.engine.dispose()  # MLflow keeps connections, also to a file that was deleted
-    return client
-
-
-def runs(client: MlflowClient, condition: str = "") -> list[Run]:
-    experiment = client.get_experiment_by_name("lottery-tickets")
-    return list(client.search_runs([experiment.experiment_id], condition, order_by=["attributes.start_time ASC"]))
-
-
-def networks(client: MlflowClient) -> dict[tuple[str, str, int], Run]:
-    """The runs of networks by level, arm and seed."""
-    children = [run for run in runs(client) if PARENT in run.data.tags]
-    found = {(run.data.params["level"], run.data.params["arm"], int(run.data.params["seed"])): run for run in children}
-    assert len(found) == len(children), "a network has two runs"
-    return found
+DENSE = ["dense", "dense dense 0", "dense dense 1"]  # the runs of the stage `train`
 
 
 def table(clone: Clone, name: str) -> pd.DataFrame:
@@ -156,18 +134,6 @@ def test_a_dvc_experiment_is_named_in_the_store_it_was_started_from(clone: Clone
     assert [run.info.run_name for run in found] == ["dense", "dense dense 0", "dense dense 1"]
 
 
-def test_evaluate_makes_runs_that_are_missing_from_the_files(clone: Clone) -> None:
-    before = networks(store(clone))
-    (clone.folder / "mlflow.db").unlink()
-    shutil.rmtree(clone.folder / "mlartifacts")
-    clone.repro("--force", "--single-item", "evaluate")
-    after = networks(store(clone))
-    assert after.keys() == before.keys()
-    for key, run in after.items():
-        assert run.data.params == before[key].data.params
-        assert run.data.metrics == before[key].data.metrics
-
-
 def test_a_store_that_was_deleted_under_a_reader_begins_empty(clone: Clone) -> None:
     database = clone.folder / "mlflow.db"
     with closing(sqlite3.connect(database)) as reader:
@@ -177,22 +143,6 @@ def test_a_store_that_was_deleted_under_a_reader_begins_empty(clone: Clone) -> N
         _, errors = (download := stage(clone, "download", "download")).communicate(timeout=60)
     assert (download.returncode, errors) == (0, "")
     assert [run.info.run_name for run in runs(store(clone))] == ["download"]
-
-
-def test_a_network_that_is_trained_again_to_the_same_bits_has_one_run(clone: Clone) -> None:
-    clone.repro("--force", "--single-item", "train")
-    networks(store(clone))  # asserts that there is one of each
-
-
-def stage(clone: Clone, module: str, name: str, **variables: str) -> "subprocess.Popen[str]":
-    return subprocess.Popen(
-        [sys.executable, "-m", f"lottery.stages.{module}"],
-        cwd=clone.folder,
-        env=clone.environment | {"DVC_STAGE": name, "DVC_ROOT": str(clone.folder)} | variables,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
 
 
 def test_an_interrupted_stage_is_killed_in_mlflow_and_leaves_the_outputs_alone(clone: Clone) -> None:
@@ -206,7 +156,7 @@ def test_an_interrupted_stage_is_killed_in_mlflow_and_leaves_the_outputs_alone(c
     _, errors = running.communicate(timeout=30)
     assert running.returncode == 130
     assert errors.splitlines() == ["interrupted; `dvc repro` starts this stage anew"]
-    assert [run.info.run_name for run in runs(store(clone), "attributes.status = 'KILLED'")] == ["dense"]
+    assert [run.info.run_name for run in runs(store(clone), "attributes.status = 'KILLED'")] == DENSE
     assert clone.files("models/dense") == before
 
 
@@ -216,7 +166,7 @@ def test_a_failed_stage_is_failed_in_mlflow(clone: Clone) -> None:
     assert failing.returncode == 2
     assert errors.startswith("params.yaml: train.learning_rate: training diverged at 1e+30: ")
     assert len(errors.splitlines()) == 1
-    assert [run.info.run_name for run in runs(store(clone), "attributes.status = 'FAILED'")] == ["dense"]
+    assert [run.info.run_name for run in runs(store(clone), "attributes.status = 'FAILED'")] == DENSE
 
 
 @pytest.fixture
@@ -228,6 +178,7 @@ def deaf_address() -> Iterator[str]:
         yield f"http://someone:secret@127.0.0.1:{server.getsockname()[1]}"
 
 
+@pytest.mark.slow
 def test_a_server_that_does_not_answer_costs_a_line_and_no_result(clone: Clone, deaf_address: str) -> None:
     before = clone.files("models/p50")
     started = time.monotonic()
@@ -255,29 +206,9 @@ def test_a_deleted_mlflow_experiment_is_named_with_the_remedy(clone: Clone) -> N
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[str]:
-    """A real MLflow server on a free port of 127.0.0.1."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    places = [
-        "--backend-store-uri",
-        f"sqlite:///{tmp_path}/server.db",
-        "--artifacts-destination",
-        str(tmp_path / "files"),
-    ]
-    process = subprocess.Popen([*command, *places], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        deadline = time.monotonic() + 60
-        while time.monotonic() < deadline:
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    break
-            time.sleep(0.2)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        process.terminate()
-        process.wait(20)
+    """The address of a real MLflow server."""
+    with serving(tmp_path) as (uri, _):
+        yield uri
 
 
 def test_a_server_gets_all_networks_and_their_artifacts(clone: Clone, server: str) -> None:

@@ -9,7 +9,6 @@ A level's folder holds no name, time or machine, so the same networks are the sa
 - ``history.csv``: arm, seed, iteration, train_loss, validation_loss, validation_accuracy.
 """
 
-import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,8 +29,6 @@ from lottery import LotteryError
 from lottery.experiment import Level
 from lottery.network import Masks, Parameters
 from lottery.workplace import replacing
-
-FILES = ("history.csv", "masks.safetensors", "weights.safetensors")
 
 
 @dataclass(frozen=True)
@@ -137,17 +134,6 @@ def load_history(folder: Path) -> pd.DataFrame:
     if not whole:
         raise _damaged(path)
     return history
-
-
-def fingerprint(folder: Path) -> str:
-    """A SHA-256 sum over a level's files: the same on every machine for the same networks."""
-    digest = hashlib.sha256()
-    for name in FILES:
-        try:
-            digest.update(hashlib.sha256((folder / name).read_bytes()).digest())
-        except OSError as error:
-            raise _damaged(folder / name) from error
-    return digest.hexdigest()
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""What a person types beside `dvc`: ``lottery check``, ``lottery ui``.
+"""What a person types beside `dvc`: ``lottery check``, ``lottery sync``, ``lottery ui``.
 
 Each command imports what it needs when it runs: ``lottery check`` answers before torch could even be imported.
 """
@@ -24,9 +24,18 @@ def check(arguments: argparse.Namespace) -> int:
 
 def ui(arguments: argparse.Namespace) -> int:
     """Serve the MLflow UI until it is stopped. Raises LotteryError where that cannot be."""
-    from lottery.tracking import serve_ui
+    from lottery.tracking.serve import serve_ui
 
     serve_ui(arguments.port)
+    return 0
+
+
+def sync(arguments: argparse.Namespace) -> int:
+    """Complete and make MLflow runs from DVC's outputs. Raises LotteryError where that cannot be."""
+    from lottery.tracking.sync import sync
+
+    for line in sync(params.load(), arguments.rev, arguments.all_commits, arguments.restore):
+        print(line)
     return 0
 
 
@@ -41,6 +50,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = commands.add_parser("ui", help="serve the MLflow UI on 127.0.0.1")
     command.add_argument("--port", type=int, default=5000, help="default: %(default)s")
     command.set_defaults(run=ui)
+
+    command = commands.add_parser("sync", help="complete and make the MLflow runs of DVC's outputs")
+    command.add_argument(
+        "--rev", action="append", default=[], help="of a commit or a DVC experiment, not the workspace"
+    )
+    command.add_argument("--all-commits", action="store_true", help="of all commits")
+    command.add_argument("--restore", action="store_true", help="bring runs back that were deleted in MLflow")
+    command.set_defaults(run=sync)
 
     arguments = parser.parse_args(argv)
     try:

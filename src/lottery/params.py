@@ -217,6 +217,7 @@ class Tracking(Section):
     """Where MLflow files the runs."""
 
     mlflow_experiment: Annotated[str, Field(pattern=r"\S"), Is("the name of an MLflow experiment")]
+    required: Annotated[bool, Is("true or false")] = False
 
 
 class Run(Section):

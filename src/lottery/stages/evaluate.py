@@ -31,7 +31,7 @@ def main() -> None:
         levels.to_csv(REPORTS / "levels.csv", index=False, lineterminator="\n")
         _write(REPORTS / "metrics.json", reports.compared(levels))
         _write(REPORTS / "experiment_results.json", reports.experiment_results(levels))
-        tracked.log_evaluation(networks, levels, MODELS, sorted([*REPORTS.glob("*.csv"), *REPORTS.glob("*.json")]))
+        tracked.log_evaluation(MODELS, REPORTS)
 
 
 def remove_old_levels(p: Params) -> None:

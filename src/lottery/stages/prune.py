@@ -31,10 +31,10 @@ def main() -> None:
             p.prune.arms,
             p.train.seeds,
             p.network.initialization,
-            trainer(p, name),
+            trainer(p, name, tracked.watch),
         )
         save_level(level, folder)
-        tracked.log_level(name, folder)
+        tracked.log_level(folder)
 
 
 if __name__ == "__main__":

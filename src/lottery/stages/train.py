@@ -13,9 +13,9 @@ def main() -> None:
     p = params.load()
     folder = Path("models/dense")
     with tracking.stage(p, "dense") as tracked:
-        level = experiment.dense(p.sizes, p.network.initialization, p.train.seeds, trainer(p, "dense"))
+        level = experiment.dense(p.sizes, p.network.initialization, p.train.seeds, trainer(p, "dense", tracked.watch))
         save_level(level, folder)
-        tracked.log_level("dense", folder)
+        tracked.log_level(folder)
 
 
 if __name__ == "__main__":

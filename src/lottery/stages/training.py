@@ -1,6 +1,6 @@
 """Training as params.yaml says it, with a progress bar: what the stages `train` and `prune` share."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures.process import BrokenProcessPool
 
 from tqdm import tqdm
@@ -28,8 +28,8 @@ def recipe(params: Params) -> Recipe:
     )
 
 
-def trainer(params: Params, level: str) -> Train:
-    """`training.train` on the pipeline's data, by its recipe, on its threads."""
+def trainer(params: Params, level: str, watch: Callable[[Group], None]) -> Train:
+    """`training.train` on the pipeline's data, by its recipe, on its threads; ``watch`` is told of every evaluation."""
     split = load_split(params.data_file, params.validation_images, params.data.scale)
     how = recipe(params)
 
@@ -42,6 +42,7 @@ def trainer(params: Params, level: str) -> Train:
         with tqdm(total=total, desc=level, unit=" images", unit_scale=True, disable=None) as bar:
 
             def advanced(group: Group) -> None:
+                watch(group)
                 here = slice(group.first, group.first + len(group.seeds))
                 bar.update((group.iteration - done[here][0]) * len(group.seeds) * how.batch_size)
                 done[here] = [group.iteration] * len(group.seeds)

@@ -1,0 +1,259 @@
+"""The runs of a stage while it works, from a thread of their own.
+
+Tracking never costs a result. All that MLflow does happens in this thread, which training does not wait for; at the
+stage's end it has as long as it makes progress. After MLflow's first failure the stage says so, once, and goes on
+untracked: `lottery sync` completes the store later.
+"""
+
+import os
+import queue
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lottery import LotteryError
+from lottery.params import Params
+from lottery.tracking.address import is_sqlite, shown_uri, without_password
+from lottery.tracking.attempts import Mark
+from lottery.tracking.outputs import REPORTS, Output, digest, digest_of_reports
+
+if TYPE_CHECKING:
+    from lottery.tracking.runs import Attempt, Recorder
+    from lottery.tracking.store import Points
+    from lottery.training import Group
+
+MEANS_EVERY, NETWORKS_EVERY = 4.0, 20.0  # seconds between live points of the arms' means and of the networks
+NO_ANSWER = 6.0  # seconds that a call may take on a server; HTTP requests give up after 2 by themselves
+NO_ANSWER_SQLITE = 120.0  # creating the store takes some, and others may write
+
+
+class StageRun:
+    """The runs of one stage execution, which `stage` opens and closes."""
+
+    def __init__(self, params: Params, name: str) -> None:
+        self._params = params
+        self._name = name
+        self._started = time.time_ns() // 1_000_000
+        self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._since: float | None = None  # when the call began that MLflow has not answered yet
+        self._failed: str | None = None
+        self._mark: Mark | None = None
+        self._left: Callable[[], Output] | None = None  # the stage's output, once it is whole
+        self._told = threading.Lock()
+        self._connected = threading.Event()
+        self._seen: queue.SimpleQueue[tuple[int, int, list[list[float]]]] = queue.SimpleQueue()
+        self._means: dict[
+            tuple[str, int], dict[int, tuple[float, ...]]
+        ] = {}  # what was seen, by arm, iteration and seed
+        self._curves: dict[tuple[str, int], list[tuple[int, tuple[float, ...]]]] = {}  # not logged yet, by network
+        if params.tracking.required:
+            self._start()
+            self._wait(self._connected.is_set)
+            if self._failed:
+                raise LotteryError(f"{self._failed}; tracking.required is true, so the stage stops before it begins")
+        elif not self._trains:
+            self._start()
+
+    # --- what a stage says ---
+
+    def watch(self, group: "Group") -> None:
+        """A group has been evaluated: what `training.train` calls.
+
+        The first call starts the thread: workers have been forked by then, and do not inherit it in the midst of
+        importing MLflow.
+        """
+        self._start()
+        values: list[list[float]] = group.history[:, :, int(group.evaluated) - 1].T.tolist()
+        self._seen.put((group.first, group.iteration, values))
+
+    def log_data(self) -> None:
+        """The data set that `download` left."""
+        data = self._params.data_file
+        self._leave(
+            lambda: self._output(digest(data), data), lambda output: self._recorder.simple(output, self._attempt)
+        )
+
+    def log_level(self, folder: Path) -> None:
+        """A level's networks as this run's children, its arms' means on this run.
+
+        Where these very networks are tracked already (`dvc repro --force`), this stage's runs are deleted.
+        """
+        self._leave(
+            lambda: self._output(digest(folder), folder), lambda output: self._recorder.level(output, self._attempt)
+        )
+
+    def log_evaluation(self, models: Path, reports: Path) -> None:
+        """Every network's test results on its own run, which is made from the files where it is missing."""
+
+        def log(output: Output) -> None:
+            levels = [
+                self._output(digest(models / name), models / name, name) for name in ("dense", *self._params.order)
+            ]
+            for level in levels:
+                self._recorder.level(level)
+            self._recorder.evaluation(output, levels, self._attempt)
+
+        self._leave(lambda: self._output(digest_of_reports(digest(reports / name) for name in REPORTS), reports), log)
+
+    def log_figures(self, folder: Path) -> None:
+        """The figures of the `plot` stage."""
+        self._leave(
+            lambda: self._output(digest(folder), folder), lambda output: self._recorder.simple(output, self._attempt)
+        )
+
+    def _leave(self, left: Callable[[], Output], log: Callable[[Output], None]) -> None:
+        """The stage's output is whole: have its runs completed, now or by `lottery sync`."""
+        self._left = left
+        self._post(lambda: log(left()))
+
+    def _output(self, total: str, folder: Path, level: str | None = None) -> Output:
+        stage = os.environ.get("DVC_STAGE", "") if level is None else "train" if level == "dense" else f"prune@{level}"
+        data = digest(self._params.data_file)
+        return Output(level or self._name, stage, total, data, self._params, lambda: nullcontext(folder))
+
+    def close(self, status: str) -> None:
+        """End the runs, as FINISHED, FAILED or KILLED, and the thread."""
+        if status != "FINISHED":
+            self._post(lambda: self._end(status))
+        self._start()
+        self._jobs.put(None)
+        thread = self._thread
+        self._wait(lambda: thread is None or not thread.is_alive())
+        if self._mark and self._failed:
+            self._mark.leave(shown_uri(), self._left().key if self._left and status == "FINISHED" else "")
+        elif self._mark:
+            self._mark.remove()
+
+    # --- the thread ---
+
+    @property
+    def _trains(self) -> bool:
+        return self._name == "dense" or self._name in self._params.levels
+
+    def _post(self, job: Callable[[], None]) -> None:
+        self._start()
+        self._jobs.put(job)
+
+    def _start(self) -> None:
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
+            self._thread.start()
+
+    def _work(self) -> None:
+        try:
+            self._open()
+            self._connected.set()
+            due_means = due_networks = time.monotonic()
+            while True:
+                try:
+                    job = self._jobs.get(timeout=0.5)
+                except queue.Empty:
+                    now = time.monotonic()
+                    if now >= due_means:
+                        self._log_live(networks=now >= due_networks)
+                        due_means = now + MEANS_EVERY
+                        due_networks = now + NETWORKS_EVERY if now >= due_networks else due_networks
+                    continue
+                if job is None:
+                    return
+                job()
+        except Exception as error:  # whatever it is, it costs no result
+            self._fail((str(error).strip().splitlines() or [type(error).__name__])[0])
+            self._connected.set()
+
+    def _wait(self, done: Callable[[], bool]) -> None:
+        """Wait for the thread as long as MLflow answers."""
+        limit = NO_ANSWER_SQLITE if is_sqlite() else NO_ANSWER
+        while not done() and self._failed is None:
+            time.sleep(0.02)
+            since = self._since
+            if since is not None and time.monotonic() - since > limit:
+                self._fail(f"no answer in {limit:.0f} s")
+
+    def _fail(self, reason: str) -> None:
+        with self._told:
+            if self._failed is None:
+                self._failed = without_password(f"MLflow at {shown_uri()} failed: {reason[:300]}")
+                if not self._params.tracking.required or self._connected.is_set():
+                    print(
+                        f"{self._failed}: this stage goes on untracked; start the server or correct "
+                        "MLFLOW_TRACKING_URI, and `lottery sync` adds what is missing",
+                        file=sys.stderr,
+                    )
+
+    def _watched(self, call: Callable[[], Any]) -> Any:
+        self._since = time.monotonic()
+        try:
+            return call()
+        finally:
+            self._since = None
+
+    def _open(self) -> None:
+        """Connect, and open the attempt's runs."""
+        from lottery.tracking import runs
+        from lottery.tracking.store import ATTEMPT, Store
+
+        store = Store(self._params.tracking.mlflow_experiment, self._watched)
+        self._recorder: Recorder = runs.Recorder(store, runs.origin_of_workspace(os.environ))
+        self._mark = Mark.make(shown_uri())
+        own = self._recorder.origin.tags(os.environ.get("DVC_STAGE", "")) | {ATTEMPT: self._mark.name}
+        self._attempt: Attempt = runs.Attempt(store.create(self._name, own, self._started))
+        if self._trains:
+            store.log(self._attempt.run, (), runs.level_settings(self._params, self._name))
+            self._attempt.logged[self._attempt.run] = set()
+            for row, (arm, seed) in enumerate(runs.expected(self._params, self._name)):
+                below = own | {runs.PARENT: self._attempt.run}
+                network = store.create(f"{self._name} {arm} {seed}", below, self._started + 1 + row)
+                store.log(network, (), runs.network_settings(self._params, self._name, arm, seed))
+                self._attempt.logged[network] = set()
+                self._attempt.networks[arm, seed] = network
+
+    def _log_live(self, networks: bool) -> None:
+        """The means of the arms whose seeds have all come to an iteration; the networks' own histories, if asked."""
+        from lottery.tracking import runs
+
+        order = runs.expected(self._params, self._name)
+        while not self._seen.empty():
+            first, iteration, rows = self._seen.get()
+            for (arm, seed), values in zip(order[first:], rows, strict=False):
+                self._means.setdefault((arm, iteration), {})[seed] = tuple(values)
+                self._curves.setdefault((arm, seed), []).append((iteration, tuple(values)))
+        seeds = self._params.train.seeds
+        whole = [key for key, each in self._means.items() if len(each) == len(seeds)]
+        points: list[tuple[str, float, int]] = []
+        for arm, iteration in whole:
+            each = self._means.pop((arm, iteration))
+            columns = zip(*(each[seed] for seed in seeds), strict=True)
+            points += runs.mean_points(arm, iteration, dict(zip(runs.CURVES, columns, strict=True)))
+        self._log(self._attempt.run, points)
+        for network in list(self._curves) if networks else []:
+            points = []
+            for iteration, curves in self._curves.pop(network):
+                points += runs.curve_points(iteration, dict(zip(runs.CURVES, curves, strict=True)))
+            self._log(self._attempt.networks[network], points)
+
+    def _log(self, run: str, points: "Points") -> None:
+        if points:
+            self._recorder.store.log(run, points)
+            self._attempt.logged[run].update((key, step) for key, _, step in points)
+
+    def _end(self, status: str) -> None:
+        for run in (*self._attempt.networks.values(), self._attempt.run):
+            self._recorder.store.call("set_terminated", run, status)
+
+
+@contextmanager
+def stage(params: Params, name: str) -> Iterator[StageRun]:
+    """The runs of a stage execution, FINISHED, FAILED or KILLED as its block ends."""
+    run = StageRun(params, name)
+    try:
+        yield run
+    except BaseException as error:
+        run.close("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+        raise
+    run.close("FINISHED")

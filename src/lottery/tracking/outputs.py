@@ -1,0 +1,141 @@
+"""What DVC records of a stage's outputs, and the keys of the runs that show them."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from lottery import LotteryError
+from lottery.params import Params
+
+REPORTS = ("experiment_results.json", "levels.csv", "metrics.json", "networks.csv")  # what `evaluate` leaves
+
+
+class MissingError(Exception):
+    """An output's files are not there, or are others than those that DVC records: one line, with the remedy."""
+
+
+def digest(path: Path) -> str:
+    """The MD5 sum that dvc.lock has for a file or a folder (there with `.dir` at its end). Raises OSError."""
+    if path.is_dir():
+        files = sorted(file for file in path.rglob("*") if file.is_file())
+        listing = [{"md5": digest(file), "relpath": file.relative_to(path).as_posix()} for file in files]
+        return hashlib.md5(json.dumps(listing, sort_keys=True).encode()).hexdigest()
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "md5").hexdigest()
+
+
+def digest_of_reports(digests: Iterable[str]) -> str:
+    """One sum for what `evaluate` leaves, from those of `REPORTS` in this order."""
+    return hashlib.md5("".join(digests).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Output:
+    """What a stage left: enough to say what its runs show."""
+
+    name: str  # the run's: a level, or download, evaluate or plot
+    stage: str  # DVC's: prune@p80
+    digest: str
+    data_digest: str
+    params: Params
+    files: Callable[
+        [], AbstractContextManager[Path]
+    ]  # the folder with its files, fetched if need be; raises MissingError
+
+    @property
+    def key(self) -> str:
+        """`lottery.key` of the stage's run."""
+        return f"{self.name}/{self.digest}"
+
+    def network_key(self, arm: str, seed: int) -> str:
+        """`lottery.key` of a network's run."""
+        return f"{self.name}/{arm}/{seed}/{self.digest}"
+
+    @property
+    def pipeline_tag(self) -> str:
+        """The tag that an evaluation gives every network that it read."""
+        return f"pipeline.{self.digest[:8]}"
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """A stage as dvc.lock records it."""
+
+    name: str  # as `Output.name`
+    stage: str
+    params: Params
+    outs: Mapping[str, str]  # MD5 sums by path
+    data_digest: str
+
+    def output(self, files: Callable[["Recorded"], AbstractContextManager[Path]]) -> Output:
+        """As an output; ``files`` gives the folder with its files."""
+        if self.name == "evaluate":
+            total = digest_of_reports(self.outs[f"reports/{name}"] for name in REPORTS)
+        else:
+            (total,) = self.outs.values()
+        return Output(self.name, self.stage, total, self.data_digest, self.params, lambda: files(self))
+
+
+def recorded(lock: str, params: Params) -> list[Recorded]:
+    """The stages of a dvc.lock, in the pipeline's order, with the parameters that it records for them.
+
+    ``params`` supplies what no stage depends on: where to track. Raises LotteryError.
+    """
+    try:
+        stages: dict[str, Any] = (yaml.safe_load(lock) or {}).get("stages", {})
+        return list(_stages(stages, params))
+    except (yaml.YAMLError, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise LotteryError("dvc.lock: not as DVC writes it; `git checkout dvc.lock` brings it back") from error
+
+
+def _stages(stages: dict[str, Any], current: Params) -> Iterable[Recorded]:
+    if "train" not in stages:
+        return
+    values = {stage: _nested(entry.get("params", {}).get("params.yaml", {})) for stage, entry in stages.items()}
+    levels = {stage.partition("@")[2]: stage for stage in stages if stage.startswith("prune@")}
+    if "evaluate" in stages:  # DVC keeps the entries of levels that were removed since
+        present = {**values["evaluate"]["levels"], **current.levels}
+        levels = {level: stage for level, stage in levels.items() if level in present}
+    every: dict[str, Any] = current.model_dump(exclude_unset=True)
+    every |= {section: values["train"][section] for section in ("data", "network", "train")}
+    for stage in levels.values():
+        every["prune"] = values[stage]["prune"]
+    if levels:
+        every["levels"] = {name: values[stage]["levels"][name] for name, stage in levels.items()}
+    whole = _params(every)
+    data = {entry["path"]: entry["md5"] for entry in stages["train"]["deps"]}[str(whole.data_file)]
+    names = {"download": "download", "train": "dense"} | {f"prune@{level}": level for level in whole.order}
+    for stage, name in (names | {"evaluate": "evaluate", "plot": "plot"}).items():
+        if stage in stages:
+            own = {
+                section: value for section, value in values[stage].items() if section in ("network", "train", "prune")
+            }
+            outs = {out["path"]: out["md5"].removesuffix(".dir") for out in stages[stage]["outs"]}
+            yield Recorded(name, stage, _params(every | own), outs, data)
+
+
+def _nested(values: dict[str, Any]) -> dict[str, Any]:
+    """dvc.lock's `levels.p80: {...}` as nested mappings."""
+    nested: dict[str, Any] = {}
+    for key, value in values.items():
+        *sections, last = key.split(".")
+        place = nested
+        for section in sections:
+            place = place.setdefault(section, {})
+        place[last] = value
+    return nested
+
+
+def _params(values: dict[str, Any]) -> Params:
+    try:
+        return Params.model_validate(values)
+    except ValidationError as error:
+        reason = error.errors()[0]["msg"]
+        raise LotteryError(f"dvc.lock: records parameters that this version does not know: {reason}") from error

@@ -1,0 +1,379 @@
+"""What runs say, read from the outputs: the same while a stage works and when its runs are made later."""
+
+import json
+import math
+import shutil
+import subprocess
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Run, RunTag, ViewType
+from mlflow.utils import mlflow_tags as tags
+from safetensors.torch import save
+from torch import Tensor
+
+from lottery.artifacts import load_contents, load_history, load_masks
+from lottery.params import Params
+from lottery.pruning import density, weights_kept
+from lottery.statistics import ACCURACIES, early_stopping
+from lottery.tracking.outputs import REPORTS, Output
+from lottery.tracking.store import KEY, Content, Points, Store, is_complete, is_deleted, milliseconds
+
+PARENT = tags.MLFLOW_PARENT_RUN_ID
+CURVES = ("train_loss", "validation_loss", "validation_accuracy")  # a history's columns
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a run comes from: circumstances, which are not part of what it shows."""
+
+    commit: str = ""
+    dirty: bool = False
+    experiment: str = ""  # DVC's
+    baseline: str = ""
+
+    def tags(self, stage: str) -> dict[str, str]:
+        """As tags of a run of this DVC stage, with those that fill the UI's Source column."""
+        values = {
+            tags.MLFLOW_SOURCE_NAME: stage,
+            tags.MLFLOW_SOURCE_TYPE: "PROJECT",
+            "dvc.stage": stage,
+            tags.MLFLOW_GIT_COMMIT: self.commit,
+            "git.dirty": str(self.dirty).lower() if self.commit else "",
+            "dvc.experiment": self.experiment,
+            "dvc.baseline": self.baseline,
+        }
+        return {key: value for key, value in values.items() if value}
+
+
+def origin_of_workspace(environment: Mapping[str, str]) -> Origin:
+    """The checked-out commit, and the DVC experiment that this process belongs to."""
+    # dvc.lock and reports/ are what a running pipeline writes itself
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", ":/", ":!/dvc.lock", ":!/reports")
+    return Origin(
+        commit=git("rev-parse", "HEAD"),
+        dirty=bool(changed),
+        experiment=environment.get("DVC_EXP_NAME", ""),
+        baseline=environment.get("DVC_EXP_BASELINE_REV", ""),
+    )
+
+
+def git(*arguments: str) -> str:
+    """What git prints; nothing where it fails."""
+    try:
+        return subprocess.run(["git", *arguments], capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+
+
+# --- contents --------------------------------------------------------------------------------------------------------
+
+
+def settings(params: Params) -> dict[str, str]:
+    """The settings that all networks of a pipeline share, by the names that people filter by."""
+    train, prune = params.train, params.prune
+    values: dict[str, Any] = {
+        "dataset": params.data.name,
+        "validation": params.validation_images,
+        "scale": params.data.scale,
+        "hidden": ", ".join(map(str, params.network.hidden)),
+        "initialization": params.network.initialization,
+        "iterations": params.iterations,
+        "batch_size": train.batch_size,
+        "optimizer": train.optimizer,
+        "learning_rate": train.learning_rate,
+        "momentum": train.momentum,
+        "weight_decay": train.weight_decay,
+        "evaluate_every": train.evaluate_every,
+        "criterion": prune.criterion,
+        "scope": prune.scope,
+        "output_rate": prune.output_rate,
+    }
+    return {key: str(value) for key, value in values.items()}
+
+
+def level_settings(params: Params, name: str) -> dict[str, str]:
+    """Those and what a level adds."""
+    path = params.path(name)
+    return settings(params) | {
+        "level": name,
+        "parent": "" if name == "dense" else params.levels[name].parent,
+        "path": ", ".join(map(str, path)),
+        "sparsity": str(path[-1] if path else 0.0),
+    }
+
+
+def network_settings(params: Params, name: str, arm: str, seed: int) -> dict[str, str]:
+    """Those and what a network adds."""
+    return level_settings(params, name) | {"arm": arm, "seed": str(seed)}
+
+
+def data_input(output: Output) -> DatasetInput:
+    """The data set as a run's input."""
+    params = output.params
+    profile = {"training images": params.training_images, "validation images": params.validation_images}
+    data = Dataset(
+        name=params.data.name,
+        digest=output.data_digest[:16],
+        source_type="local",
+        source=json.dumps({"uri": str(params.data_file)}),
+        profile=json.dumps(profile),
+    )
+    return DatasetInput(data, [InputTag(tags.MLFLOW_DATASET_CONTEXT, "training")])
+
+
+def mean_points(arm: str, iteration: int, values: Mapping[str, Iterable[float]]) -> Iterator[tuple[str, float, int]]:
+    """An arm's mean over its seeds at one iteration, a metric a curve: `validation_loss.ticket`."""
+    for curve, each in values.items():
+        seeds = list(each)
+        mean = math.fsum(seeds) / len(seeds)
+        if not math.isnan(mean):  # nothing is trained before iteration 0
+            yield f"{curve}.{arm}", mean, iteration
+
+
+def curve_points(iteration: int, values: Mapping[str, float]) -> Iterator[tuple[str, float, int]]:
+    """A network's history at one iteration, a metric a curve."""
+    for curve, value in values.items():
+        if not math.isnan(value):
+            yield curve, value, iteration
+
+
+def simple(output: Output, folder: Path) -> Content:
+    """What the run of `download`, `evaluate` or `plot` shows; ``folder`` holds the output's files."""
+    points: Points = ()
+    artifacts = {}
+    params = settings(output.params)
+    if output.name == "download":
+        params = {"dataset": output.params.data.name}
+    elif output.name == "evaluate":
+        points = list(summary(load_report(folder / "levels.csv")))
+        artifacts["reports"] = partial(_copy, folder, REPORTS)
+    else:
+        artifacts["figures"] = partial(_copy, folder, None)
+    return Content(output.name, params, points, [data_input(output)], artifacts)
+
+
+def _copy(source: Path, names: Iterable[str] | None, target: Path) -> None:
+    for name in names or sorted(file.name for file in source.iterdir()):
+        shutil.copy(source / name, target / name)
+
+
+def load_report(path: Path) -> pd.DataFrame:
+    """One of `evaluate`'s tables; a level may be called `90`, `1e5` or `nan`, which remain names."""
+    names = dict.fromkeys(("level", "parent", "arm"), str)
+    return pd.read_csv(path, dtype=names, keep_default_na=False, na_values=[""])
+
+
+def summary(levels: pd.DataFrame) -> Iterator[tuple[str, float, int]]:
+    """Test accuracy against pruning: for each arm, and each path where the tree has several, from dense to a leaf.
+
+    One metric an arm, its step round(1000 (1 - density)): the UI's chart of two pipelines shows two curves.
+    """
+    levels = levels.assign(parent=levels["parent"].fillna(""))
+    parents = dict(zip(levels["level"], levels["parent"], strict=True))
+    leaves = [level for level in parents if level not in parents.values()]
+    accuracy = levels.set_index(["level", "arm"])["test_accuracy_mean"]
+    pruned = levels.groupby("level")["density"].first().rsub(1).mul(1000).round().astype(int)
+    for leaf in leaves:
+        path = [leaf]
+        while path[0] != "dense":
+            path.insert(0, parents[path[0]])
+        for arm in levels["arm"].unique():
+            if arm != "dense":
+                name = f"test_accuracy.{arm}" + (f".{leaf}" if len(leaves) > 1 else "")
+                for level in path:
+                    value = accuracy.get((level, arm if level != "dense" else "dense"))
+                    if value is not None:
+                        yield name, value, int(pruned[level])
+
+
+def level(output: Output, folder: Path) -> tuple[Content, dict[tuple[str, int], Content]]:
+    """What the run of a level's stage shows, and what those of its networks do, by arm and seed."""
+    contents, history, masks = load_contents(folder), load_history(folder), load_masks(folder)
+    stops = early_stopping(history).set_index(["arm", "seed"])
+    data = [data_input(output)]
+    sparsity = contents.path[-1] if contents.path else 0.0
+    densities, kept = density(masks).tolist(), weights_kept(masks).tolist()
+    histories = dict(iter(history.groupby(["arm", "seed"], sort=False)))
+    networks = {}
+    for row, (arm, seed) in enumerate(contents.networks):
+        stop = stops.loc[(arm, seed)]
+        points = [
+            ("sparsity", sparsity, 0),
+            ("density", densities[row], 0),
+            ("weights_kept", sum(kept[row]), 0),
+            ("early_stopping_iteration", stop["early_stopping_iteration"], 0),
+            ("censored", stop["censored"], 0),
+        ]
+        for record in histories[arm, seed].to_dict("records"):
+            points += curve_points(record["iteration"], {curve: record[curve] for curve in CURVES})
+        networks[arm, seed] = Content(
+            f"{output.name} {arm} {seed}",
+            network_settings(output.params, output.name, arm, seed),
+            points,
+            data,
+            {"mask": partial(_save_mask, [mask[row] for mask in masks])},
+        )
+    means = [("sparsity", sparsity, 0), ("density", math.fsum(densities) / len(densities), 0)]
+    for (arm, iteration), rows in history.groupby(["arm", "iteration"], sort=False):
+        means += mean_points(arm, iteration, {curve: rows[curve] for curve in CURVES})
+    return Content(output.name, level_settings(output.params, output.name), means, data), networks
+
+
+def _save_mask(masks: list[Tensor], folder: Path) -> None:
+    from lottery.figures import save_mask_picture  # matplotlib takes 0.2 s, while nobody waits for it here
+
+    layers = {f"layer{i}": mask.contiguous() for i, mask in enumerate(masks)}
+    (folder / "mask.safetensors").write_bytes(save(layers))
+    save_mask_picture(masks[0], folder / "mask.png")
+
+
+# --- runs ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Attempt:
+    """The runs that a working stage has opened, and the (key, step) of the points on each."""
+
+    run: str
+    networks: dict[tuple[str, int], str] = field(default_factory=dict)
+    logged: dict[str, set[tuple[str, int]]] = field(default_factory=dict)
+
+
+@dataclass
+class Tally:
+    """What became of the runs that outputs should have."""
+
+    there: int = 0  # complete before
+    restored: int = 0
+    deleted: list[str] = field(default_factory=list)  # by a person, and so they stay
+
+
+class Recorder:
+    """Sees to it that an output's runs are there, once each and complete. Never changes a complete run.
+
+    A run that a person deleted stays deleted unless ``restore``. Its methods raise MissingError where an output's files
+    are needed and not there.
+    """
+
+    def __init__(self, store: Store, origin: Origin, restore: bool = False) -> None:
+        self.store = store
+        self.origin = origin
+        self.restore = restore
+        self.tally = Tally()
+
+    def simple(self, output: Output, attempt: Attempt | None = None) -> None:
+        """The run of `download`, `evaluate` or `plot`."""
+        with self.store.lock():
+            found = self._stage_run(output, attempt)
+            if self._is_wanted(found, output.name):
+                with output.files() as folder:
+                    run = self._claim(output, found, attempt)
+                    if run:
+                        self.store.complete(run, simple(output, folder), attempt.logged.get(run) if attempt else None)
+
+    def level(self, output: Output, attempt: Attempt | None = None) -> None:
+        """The run of a level's stage and those of its networks."""
+        attempt = attempt or Attempt("")
+        with self.store.lock():
+            found = self._stage_run(output, attempt)
+            unfinished = self._is_wanted(found, output.name)
+            networks = self.networks(output)
+            wanted = [
+                (arm, seed)
+                for arm, seed in expected(output.params, output.name)
+                if self._is_wanted(networks.get(output.network_key(arm, seed)), f"{output.name} {arm} {seed}")
+            ]
+            if not unfinished and (not wanted or found is None or is_deleted(found)):
+                return
+            with output.files() as folder:
+                content, contents = level(output, folder)
+            run = self._claim(output, found, attempt)
+            if not run:
+                return
+            start = milliseconds()
+            for row, (arm, seed) in enumerate(wanted):
+                key = output.network_key(arm, seed)
+                if key in networks:
+                    child = networks[key].info.run_id
+                elif run == attempt.run and (arm, seed) in attempt.networks:
+                    child = attempt.networks[arm, seed]
+                    self.store.call("set_tag", child, KEY, key)
+                else:
+                    own = self.origin.tags(output.stage) | {PARENT: run, KEY: key}
+                    child = self.store.create(f"{output.name} {arm} {seed}", own, start + 1 + row)
+                self.store.complete(child, contents[arm, seed], attempt.logged.get(child))
+            if unfinished:
+                self.store.complete(run, content, attempt.logged.get(run))
+
+    def evaluation(self, output: Output, levels: Iterable[Output], attempt: Attempt | None = None) -> None:
+        """The run of `evaluate`, and on every network that it read its test results and the pipeline's tag."""
+        with output.files() as folder:
+            networks, means = load_report(folder / "networks.csv"), load_report(folder / "levels.csv")
+        with self.store.lock():
+            for of_level in levels:
+                if of_level.name not in set(networks["level"]):
+                    continue
+                runs = self.networks(of_level)
+                for row in networks[networks["level"] == of_level.name].to_dict("records"):
+                    run = runs.get(of_level.network_key(row["arm"], row["seed"]))
+                    self._add(run, output.pipeline_tag, {measure: row[measure] for measure in ACCURACIES})
+                values = {
+                    f"{measure}.{row['arm']}": row[f"{measure}_mean"]
+                    for row in means[means["level"] == of_level.name].to_dict("records")
+                    for measure in ACCURACIES
+                }
+                self._add(next(iter(self.store.find(of_level.key)), None), output.pipeline_tag, values)
+        self.simple(output, attempt)
+
+    def networks(self, output: Output) -> dict[str, Run]:
+        """The runs of a level's networks by their keys, deleted ones only where there is no other."""
+        runs = self.store.search(f"tags.`{KEY}` LIKE '{output.name}/%/{output.digest}'", ViewType.ALL)
+        return {
+            run.data.tags[KEY]: run for run in sorted(runs, key=lambda run: (not is_deleted(run), is_complete(run)))
+        }
+
+    def _stage_run(self, output: Output, attempt: Attempt | None) -> Run | None:
+        """The run that an output's stage has in the store; an attempt beside it is discarded."""
+        found = next(iter(self.store.find(output.key)), None)
+        if found and attempt and attempt.run and attempt.run != found.info.run_id:
+            self.store.discard(attempt.run)
+        return found
+
+    def _is_wanted(self, found: Run | None, name: str) -> bool:
+        """Whether a run has to be made or completed."""
+        if found is None:
+            return True
+        if is_deleted(found):
+            if not self.restore:
+                self.tally.deleted.append(name)
+                return False
+            self.store.call("restore_run", found.info.run_id)
+            self.tally.restored += 1
+        elif is_complete(found):
+            self.tally.there += 1
+        return not is_complete(found)
+
+    def _claim(self, output: Output, found: Run | None, attempt: Attempt | None) -> str | None:
+        """The run to complete for an output's stage; None where another machine was faster, and completes its own."""
+        if found:
+            return str(found.info.run_id)
+        run = attempt.run if attempt else ""
+        run = run or self.store.create(output.name, self.origin.tags(output.stage), milliseconds())
+        return run if self.store.claim(output.key, run) else None
+
+    def _add(self, run: Run | None, tag: str, values: Mapping[str, float]) -> None:
+        if run and not is_deleted(run) and tag not in run.data.tags:
+            now, has = milliseconds(), run.data.metrics
+            metrics = [Metric(key, float(value), now, 0) for key, value in values.items() if key not in has]
+            self.store.call("log_batch", run.info.run_id, metrics, tags=[RunTag(tag, "true")])
+
+
+def expected(params: Params, level: str) -> list[tuple[str, int]]:
+    """(arm, seed) of each network that a level has, in the order of the stack."""
+    arms = ("dense",) if level == "dense" else params.prune.arms
+    return [(arm, seed) for arm in arms for seed in params.train.seeds]

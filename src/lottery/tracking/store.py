@@ -1,0 +1,227 @@
+"""The MLflow store: connected, locked, and its runs found, claimed and completed by `lottery.key`."""
+
+import hashlib
+import logging
+import os
+import sqlite3
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from lottery.tracking.address import StoreError, is_sqlite, tracking_uri
+from lottery.workplace import scratch
+
+# Set before mlflow is imported: nothing calls home, and a server that is down costs seconds, where MLflow's own
+# 7 retries of 120 s cost a quarter of an hour.
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "2")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+
+from mlflow import MlflowClient
+from mlflow.entities import DatasetInput, Metric, Param, Run, ViewType
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
+
+KEY = "lottery.key"  # one network, one identity: level, arm, seed and the DVC hash of the level's files
+COMPLETE = "lottery.complete"  # written last: a run that has it is whole, and is never changed
+ATTEMPT = "lottery.attempt"  # on the runs of a stage that is not done; see `live`
+METRICS_A_BATCH = 1000  # MLflow's limit
+
+logging.getLogger("mlflow").setLevel(logging.ERROR)
+logging.getLogger("alembic").setLevel(logging.ERROR)
+
+Points = Sequence[tuple[str, float, int]]  # key, value, step
+
+
+@dataclass(frozen=True)
+class Content:
+    """What a run shows, circumstances apart."""
+
+    name: str
+    params: Mapping[str, str]
+    points: Points
+    inputs: Sequence[DatasetInput] = ()
+    artifacts: Mapping[str, Callable[[Path], None]] = field(default_factory=dict)  # write a folder's files, by its name
+
+
+class Store:
+    """One MLflow experiment of a store.
+
+    ``watch`` is entered around every call of MLflow's.
+    """
+
+    def __init__(self, experiment: str, watch: Callable[[Callable[[], Any]], Any] = lambda call: call()) -> None:
+        self.uri = tracking_uri()
+        self._watch = watch
+        if is_sqlite():
+            self._prepare_sqlite(Path(self.uri.removeprefix("sqlite:///")))
+        self._client = self._watch(lambda: MlflowClient(self.uri))
+        self.made = 0
+        self.completed = 0
+        self.experiment = self._find_or_create(experiment)
+
+    def call(self, method: str, *arguments: Any, **named: Any) -> Any:
+        """A method of MlflowClient's."""
+        return self._watch(lambda: getattr(self._client, method)(*arguments, **named))
+
+    # --- connecting ---
+
+    def _prepare_sqlite(self, path: Path) -> None:
+        """Create the store whole or not at all, in WAL mode; refuse one that is half made.
+
+        Two processes that create it at once break each other, and a kill on the way leaves a file that nothing
+        repairs: so one process at a time, in a temporary file.
+        """
+        with self.lock():
+            if path.exists() and path.stat().st_size:
+                with closing(sqlite3.connect(path, timeout=20)) as database:
+                    tables = {name for (name,) in database.execute("SELECT name FROM sqlite_master")}
+                    if (
+                        "alembic_version" not in tables
+                        or not database.execute("SELECT * FROM alembic_version").fetchone()
+                    ):
+                        raise StoreError(f"{path} is no whole MLflow store; move it away and run `lottery sync`")
+                return
+            with scratch() as folder:
+                client = self._watch(lambda: MlflowClient(f"sqlite:///{folder / 'new.db'}"))
+                self._watch(client.search_experiments)
+                with closing(sqlite3.connect(folder / "new.db")) as database:
+                    database.execute("PRAGMA journal_mode=WAL")
+                    database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+                for log in ("-wal", "-shm"):  # of a store that was deleted while somebody read it: SQLite replays it
+                    path.with_name(path.name + log).unlink(missing_ok=True)
+                (folder / "new.db").replace(path)
+
+    def _find_or_create(self, name: str) -> str:
+        found = self.call("get_experiment_by_name", name)
+        if found is None:
+            # absolute, or the folder would depend on where a stage and the UI were started
+            path = Path(self.uri.removeprefix("sqlite:///")).parent / "mlartifacts"
+            with self.lock():
+                found = self.call("get_experiment_by_name", name)
+                if found is None:
+                    location = path.resolve().as_uri() if is_sqlite() else None
+                    try:
+                        return str(self.call("create_experiment", name, artifact_location=location))
+                    except Exception:  # another machine was faster
+                        found = self.call("get_experiment_by_name", name)
+                        if found is None:
+                            raise
+        if found.lifecycle_stage == "deleted":
+            raise StoreError(
+                f"the MLflow experiment {name!r} was deleted; `mlflow experiments restore -x {found.experiment_id}` "
+                "brings it back, or choose another tracking.mlflow_experiment in params.yaml"
+            )
+        return str(found.experiment_id)
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """One process of this machine at a time may make or complete the runs of this store; may be entered twice."""
+        if is_sqlite():
+            folder, name = Path(self.uri.removeprefix("sqlite:///")).parent / ".lottery", "store.lock"
+            folder.mkdir(exist_ok=True)
+        else:
+            folder = Path(tempfile.gettempdir())
+            name = f"lottery-{os.getuid()}-{hashlib.sha256(self.uri.encode()).hexdigest()[:16]}.lock"
+        with FileLock(folder / name, timeout=120, is_singleton=True):
+            yield
+
+    # --- runs ---
+
+    def search(self, condition: str, view: int = ViewType.ACTIVE_ONLY) -> list[Run]:
+        """All runs that meet a condition."""
+        runs: list[Run] = []
+        token = None
+        while True:
+            page = self.call("search_runs", [self.experiment], condition, run_view_type=view, page_token=token)
+            runs.extend(page)
+            token = page.token
+            if not token:
+                return runs
+
+    def find(self, key: str) -> list[Run]:
+        """The runs with a key: active before deleted, complete before incomplete, then by id."""
+        runs = self.search(f"tags.`{KEY}` = '{key}'", ViewType.ALL)
+        return sorted(runs, key=lambda run: (is_deleted(run), not is_complete(run), run.info.run_id))
+
+    def children(self, run: str, view: int = ViewType.ACTIVE_ONLY) -> list[Run]:
+        """The runs below a run."""
+        return self.search(f"tags.`{MLFLOW_PARENT_RUN_ID}` = '{run}'", view)
+
+    def create(self, name: str, tags: Mapping[str, str], start: int) -> str:
+        """A new run's id; ``start`` in milliseconds since 1970."""
+        run = self.call("create_run", self.experiment, start_time=start, tags=dict(tags), run_name=name)
+        self.made += 1
+        return str(run.info.run_id)
+
+    def claim(self, key: str, run: str) -> bool:
+        """Give a run its key, and say whether it is the one that keeps it.
+
+        The lock keeps the processes of one machine apart. Two machines may both find that no run has the key: then
+        each sees the other's here, and both keep the same one and delete the rest.
+        """
+        self.call("set_tag", run, KEY, key)
+        first, *rest = [found for found in self.find(key) if not is_deleted(found)]
+        for double in rest:
+            self.discard(double.info.run_id)
+        return bool(first.info.run_id == run)
+
+    def discard(self, run: str) -> None:
+        """Delete a run that is no network's and no stage's after all, with its children; it leaves no key behind."""
+        for child in [*self.children(run), self.call("get_run", run)]:
+            if child.info.status == "RUNNING":
+                self.call("set_terminated", child.info.run_id, "KILLED")
+            if KEY in child.data.tags:
+                self.call("delete_tag", child.info.run_id, KEY)
+            self.call("delete_run", child.info.run_id)
+
+    def log(self, run: str, points: Points, params: Mapping[str, str] | None = None, now: int | None = None) -> None:
+        """Metrics, and parameters, in as few calls as may be."""
+        at = now or milliseconds()
+        metrics = [Metric(key, float(value), at, int(step)) for key, value, step in points]
+        settings = [Param(*item) for item in (params or {}).items()]
+        for start in range(0, max(len(metrics), 1), METRICS_A_BATCH):
+            batch = metrics[start : start + METRICS_A_BATCH]
+            if batch or settings:
+                self.call("log_batch", run, batch, settings if start == 0 else [])
+
+    def complete(self, run: str, content: Content, logged: set[tuple[str, int]] | None = None) -> None:
+        """Write what a run lacks of its content, and that it is complete.
+
+        ``logged``: the (key, step) of the points that it has, where the caller knows and has logged the parameters.
+        """
+        params = content.params if logged is None else {}
+        if logged is None:
+            has = self.call("get_run", run).data.metrics
+            logged = {(key, point.step) for key in has for point in self.call("get_metric_history", run, key)}
+        self.log(run, [point for point in content.points if (point[0], point[2]) not in logged], params)
+        if content.inputs:
+            self.call("log_inputs", run, list(content.inputs))
+        for name, write in content.artifacts.items():
+            with scratch() as folder:
+                write(folder)
+                self.call("log_artifacts", run, str(folder), name)
+        self.call("set_terminated", run)
+        self.call("set_tag", run, COMPLETE, "true")
+        self.completed += 1
+
+
+def milliseconds() -> int:
+    """Now, as MLflow counts time."""
+    return time.time_ns() // 1_000_000
+
+
+def is_complete(run: Run) -> bool:
+    """Whether nothing is missing in a run."""
+    return COMPLETE in run.data.tags
+
+
+def is_deleted(run: Run) -> bool:
+    """Whether a run was deleted, in the UI or by `Store.discard`."""
+    return bool(run.info.lifecycle_stage == "deleted")

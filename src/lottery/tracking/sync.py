@@ -1,0 +1,183 @@
+"""Runs for outputs that exist: those of the workspace, of commits and of DVC experiments."""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from dvc.api import DVCFileSystem
+from dvc.exceptions import DvcException
+from dvc.repo import Repo
+from dvc.scm import RevError, resolve_rev
+from mlflow.entities import Run
+
+from lottery import LotteryError
+from lottery.params import Params
+from lottery.tracking.address import shown_uri, without_password
+from lottery.tracking.attempts import Mark, left
+from lottery.tracking.outputs import REPORTS, MissingError, Output, Recorded, digest, recorded
+from lottery.tracking.runs import PARENT, Attempt, Origin, Recorder, git, origin_of_workspace
+from lottery.tracking.serve import connect
+from lottery.tracking.store import ATTEMPT, Store
+from lottery.workplace import root, scratch
+
+FILES = ("history.csv", "masks.safetensors")  # what a level's runs show; its weights are large and not among it
+Attempts = dict[str, tuple[Mark, list[Run]]]  # unfinished ones whose outputs are whole, by the outputs' keys
+
+
+def sync(params: Params, revisions: Sequence[str] = (), all_commits: bool = False, restore: bool = False) -> list[str]:
+    """Complete and make the runs of outputs; a line for each thing to know.
+
+    Without revisions, of the outputs that the workspace's dvc.lock records. With revisions, commits or DVC experiments
+    by name, of those that theirs record, read through DVC: the workspace is not touched. Raises LotteryError.
+    """
+    store = connect(params.tracking.mlflow_experiment)
+    try:
+        attempts, lines = _end_attempts(store)
+        if all_commits:
+            revisions = [*revisions, *git("log", "--all", "--format=%H", "--", "dvc.lock").split()]
+        if not revisions:
+            lines += _sync(Recorder(store, origin_of_workspace(os.environ), restore), params, Workspace(), attempts)
+        for revision in dict.fromkeys(revisions):
+            source, origin = _revision(revision)
+            shown = origin.commit[:7] if revision == origin.commit else revision
+            told = _sync(Recorder(store, origin, restore), params, source, attempts)
+            lines += [f"{shown}: {line}" for line in told]
+        return lines
+    except LotteryError:
+        raise
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise LotteryError(without_password(f"MLflow at {shown_uri()} failed: {reason}")) from error
+
+
+def _sync(recorder: Recorder, params: Params, source: "Workspace | Revision", attempts: Attempts) -> list[str]:
+    """The runs of every output that a source has."""
+    store, tally = recorder.store, recorder.tally
+    store.made = store.completed = 0
+    missing: list[str] = []
+    levels: list[Output] = []
+    for entry in recorded(source.lock(), params):
+        output = entry.output(source.files)
+        attempt = _adopted(attempts, output)
+        try:
+            if entry.name == "evaluate":
+                recorder.evaluation(output, levels, attempt)
+            elif entry.name in ("download", "plot"):
+                recorder.simple(output, attempt)
+            else:
+                levels.append(output)
+                recorder.level(output, attempt)
+        except MissingError as error:
+            missing.append(str(error))
+        if output.key in attempts and attempt:
+            attempts.pop(output.key)[0].remove()
+    counts = {"made": store.made, "completed": store.completed - store.made, "restored": tally.restored}
+    counts["already complete"] = tally.there
+    lines = ["runs: " + (", ".join(f"{count} {word}" for word, count in counts.items() if count) or "none")]
+    if tally.deleted:
+        names = ", ".join(tally.deleted[:5]) + (", ..." if len(tally.deleted) > 5 else "")
+        lines.append(f"runs that were deleted in MLflow stay so: {names}; `lottery sync --restore` brings them back")
+    return lines + missing
+
+
+def _end_attempts(store: Store) -> tuple[Attempts, list[str]]:
+    """Mark the attempts of dead processes KILLED, but for those whose outputs are whole: these can be completed."""
+    whole: Attempts = {}
+    lines = []
+    for mark, key in left(shown_uri()):
+        runs = store.search(f"tags.`{ATTEMPT}` = '{mark.name}'")
+        if key:
+            whole[key] = mark, runs
+            continue
+        for run in runs:
+            if run.info.status == "RUNNING":
+                store.call("set_terminated", run.info.run_id, "KILLED")
+                if PARENT not in run.data.tags:
+                    lines.append(f"the process of run {run.info.run_name} is dead: marked KILLED")
+        mark.remove()
+    return whole, lines
+
+
+def _adopted(attempts: Attempts, output: Output) -> Attempt | None:
+    """The attempt whose runs an output's may be completed from."""
+    _, runs = attempts.get(output.key, (None, []))
+    stage = next((run.info.run_id for run in runs if PARENT not in run.data.tags), None)
+    if stage is None:
+        return None
+    networks = {
+        (run.data.params["arm"], int(run.data.params["seed"])): run.info.run_id
+        for run in runs
+        if PARENT in run.data.tags and "seed" in run.data.params
+    }
+    return Attempt(stage, networks)
+
+
+# --- where outputs lie -----------------------------------------------------------------------------------------------
+
+
+class Workspace:
+    """The outputs as they are checked out."""
+
+    def lock(self) -> str:
+        """dvc.lock. Raises LotteryError."""
+        try:
+            return (root() / "dvc.lock").read_text()
+        except OSError as error:
+            raise LotteryError("dvc.lock: no such file; `dvc repro` makes it") from error
+
+    @contextmanager
+    def files(self, entry: Recorded) -> Iterator[Path]:
+        """The folder with an output's files, which are those that dvc.lock records. Raises MissingError."""
+        for path, total in entry.outs.items():
+            try:
+                same = digest(root() / path) == total
+            except OSError:
+                raise MissingError(f"{path} is not here; `dvc pull` or `dvc repro` brings it") from None
+            if not same:
+                raise MissingError(f"{path} is not what dvc.lock records; `dvc repro` or `dvc checkout` mends that")
+        yield root() / ("reports" if entry.name == "evaluate" else next(iter(entry.outs)))
+
+
+class Revision:
+    """The outputs of a commit, from DVC's cache or its remote."""
+
+    def __init__(self, commit: str) -> None:
+        self._files = DVCFileSystem(str(root()), rev=commit)
+
+    def lock(self) -> str:
+        """dvc.lock."""
+        return str(self._files.read_text("dvc.lock")) if self._files.exists("dvc.lock") else ""
+
+    @contextmanager
+    def files(self, entry: Recorded) -> Iterator[Path]:
+        """A folder with what an output's runs show of its files. Raises MissingError."""
+        paths: list[str] = []
+        try:
+            if entry.name == "evaluate":
+                paths = [f"reports/{name}" for name in REPORTS]
+            elif entry.name == "plot":
+                paths = self._files.ls("reports/figures", detail=False)
+            elif entry.name != "download":
+                paths = [f"models/{entry.name}/{name}" for name in FILES]
+            with scratch() as folder:
+                for path in paths:
+                    self._files.get_file(path, str(folder / Path(path).name))
+                yield folder
+        except (OSError, DvcException) as error:
+            raise MissingError(
+                f"{entry.stage}: its files are in no DVC cache or remote within reach: {error}"
+            ) from error
+
+
+def _revision(revision: str) -> tuple[Revision, Origin]:
+    """A commit, or a DVC experiment by name. Raises LotteryError."""
+    try:
+        with Repo(str(root())) as repo:
+            commit = str(resolve_rev(repo.scm, revision))
+            names = repo.experiments.get_exact_name([commit])
+    except (DvcException, RevError) as error:
+        raise LotteryError(
+            f"--rev {revision}: neither a commit nor a DVC experiment; `dvc exp show` lists these"
+        ) from error
+    return Revision(commit), Origin(commit, experiment=names.get(commit) or "")

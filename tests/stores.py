@@ -1,0 +1,170 @@
+"""What a store shows of a pipeline, read by its own client and compared field by field."""
+
+import hashlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from clones import Clone
+from mlflow import MlflowClient
+from mlflow.entities import Run, ViewType
+
+os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
+PARENT = "mlflow.parentRunId"
+KEY = "lottery.key"
+# when, by whom and from where: not part of what a run shows
+CIRCUMSTANCES = {
+    "mlflow.source.git.commit",
+    "git.dirty",
+    "dvc.experiment",
+    "dvc.baseline",
+    "lottery.attempt",
+}
+
+
+def address(clone: Clone) -> str:
+    return f"sqlite:///{clone.folder / 'mlflow.db'}"
+
+
+def connect(uri: str) -> MlflowClient:
+    client = MlflowClient(uri)
+    if uri.startswith(("sqlite:", "postgresql:")):
+        client._tracking_client.store.engine.dispose()  # MLflow keeps connections, also to a file that was deleted
+    return client
+
+
+def store(clone: Clone) -> MlflowClient:
+    return connect(address(clone))
+
+
+def runs(client: MlflowClient, condition: str = "", view: int = ViewType.ACTIVE_ONLY) -> list[Run]:
+    experiment = client.get_experiment_by_name("lottery-tickets")
+    return list(client.search_runs([experiment.experiment_id], condition, view, order_by=["attributes.start_time ASC"]))
+
+
+def networks(client: MlflowClient) -> dict[tuple[str, str, int], Run]:
+    """The runs of networks by level, arm and seed."""
+    children = [run for run in runs(client) if PARENT in run.data.tags]
+    found = {(run.data.params["level"], run.data.params["arm"], int(run.data.params["seed"])): run for run in children}
+    assert len(found) == len(children), "a network has two runs"
+    return found
+
+
+def keys(client: MlflowClient) -> list[str]:
+    """The keys of all active runs; a run without one is ``no key``."""
+    return sorted(run.data.tags.get(KEY, f"no key: {run.info.run_name} {run.info.status}") for run in runs(client))
+
+
+def picture(client: MlflowClient) -> dict[str, dict[str, Any]]:
+    """All that the keyed runs show, circumstances apart, by key."""
+    found = [run for run in runs(client) if KEY in run.data.tags]
+    names = {run.info.run_id: run.data.tags[KEY] for run in found}
+    assert len(set(names.values())) == len(names), "a key has two runs"
+    return {names[run.info.run_id]: _fields(client, run, names) for run in found}
+
+
+def _fields(client: MlflowClient, run: Run, names: dict[str, str]) -> dict[str, Any]:
+    identity, tags = run.info.run_id, run.data.tags
+    return {
+        "name": run.info.run_name,
+        "status": run.info.status,
+        "ended": run.info.end_time is not None,
+        "params": run.data.params,
+        "metrics": {
+            key: sorted((point.step, point.value) for point in client.get_metric_history(identity, key))
+            for key in run.data.metrics
+        },
+        "tags": {key: value for key, value in tags.items() if key not in {*CIRCUMSTANCES, PARENT}},
+        "below": names[tags[PARENT]] if PARENT in tags else None,
+        "inputs": [
+            ({**dict(given.dataset)}, sorted((tag.key, tag.value) for tag in given.tags))
+            for given in run.inputs.dataset_inputs
+        ],
+        "artifacts": _artifacts(client, run),
+    }
+
+
+def _artifacts(client: MlflowClient, run: Run) -> dict[str, str]:
+    if run.info.artifact_uri.startswith("file:"):
+        return _files(Path(run.info.artifact_uri.removeprefix("file://")))
+    with TemporaryDirectory() as folder:
+        for item in client.list_artifacts(run.info.run_id):
+            client.download_artifacts(run.info.run_id, item.path, folder)
+        return _files(Path(folder))
+
+
+def _files(folder: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def stage(clone: Clone, module: str, name: str, **variables: str) -> "subprocess.Popen[str]":
+    """A stage as DVC starts it."""
+    return subprocess.Popen(
+        [sys.executable, "-m", f"lottery.stages.{module}"],
+        cwd=clone.folder,
+        env=clone.environment | {"DVC_STAGE": name, "DVC_ROOT": str(clone.folder)} | variables,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def sync(clone: Clone, *arguments: str, **variables: str) -> list[str]:
+    """`lottery sync`: the lines that it prints."""
+    done = subprocess.run(
+        [sys.executable, "-m", "lottery.cli", "sync", *arguments],
+        cwd=clone.folder,
+        env=clone.environment | variables,
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout.splitlines()
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+@contextmanager
+def serving(folder: Path, port: int | None = None) -> Iterator[tuple[str, "subprocess.Popen[bytes]"]]:
+    """A real MLflow server on 127.0.0.1 with its files in a folder: its address and its process."""
+    port = port or free_port()
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    places = ["--backend-store-uri", f"sqlite:///{folder}/server.db", "--artifacts-destination", str(folder / "files")]
+    process = subprocess.Popen(
+        [*command, *places], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    try:
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            time.sleep(0.1)
+        yield f"http://127.0.0.1:{port}", process
+    finally:
+        kill(process)
+
+
+def kill(process: "subprocess.Popen[bytes]") -> None:
+    """End a server and its workers at once, as a power failure does."""
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return
+    process.wait(20)

@@ -1,0 +1,374 @@
+"""MLflow tells the same story as DVC, whatever happened to it: on real stores, real servers and real DVC."""
+
+import random
+import shutil
+import sqlite3
+import subprocess
+import sys
+import time
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+import yaml
+from clones import SMALL, Clone
+from stores import KEY, PARENT, address, connect, keys, kill, networks, picture, runs, serving, stage, store, sync
+
+from lottery.tracking.outputs import digest, recorded
+
+RUNS = 27  # download, dense, 3 levels, evaluate, plot; 2 + 3 x 6 networks
+
+
+def lose_the_store(clone: Clone) -> None:
+    for path in clone.folder.glob("mlflow.db*"):
+        path.unlink()
+    shutil.rmtree(clone.folder / "mlartifacts")
+
+
+# --- keys ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_digest_is_what_dvc_records(finished: Clone) -> None:
+    lock = yaml.safe_load((finished.folder / "dvc.lock").read_text())
+    outs = [out for entry in lock["stages"].values() for out in entry["outs"]]
+    assert len(outs) == 10
+    for out in outs:
+        assert digest(finished.folder / out["path"]) == out["md5"].removesuffix(".dir")
+
+
+def test_dvc_lock_says_which_parameters_made_an_output(finished: Clone) -> None:
+    from lottery.params import load
+
+    params = load(finished.folder / "params.yaml")
+    edited = params.model_copy(update={"train": params.train.model_copy(update={"learning_rate": 0.5})})
+    entries = recorded((finished.folder / "dvc.lock").read_text(), edited)
+    assert [entry.name for entry in entries] == ["download", "dense", "p50", "p75", "p80-at-once", "evaluate", "plot"]
+    for entry in entries:
+        assert entry.params.train == params.train
+        assert entry.params.levels == params.levels
+
+
+# --- the same picture ------------------------------------------------------------------------------------------------
+
+
+def test_a_lost_store_is_redrawn_field_by_field(clone: Clone) -> None:
+    before = picture(store(clone))
+    assert len(before) == RUNS
+    lose_the_store(clone)
+    assert sync(clone) == [f"runs: {RUNS} made"]
+    after = picture(store(clone))
+    assert after.keys() == before.keys()
+    for key, fields in before.items():
+        assert after[key] == fields
+    assert sync(clone) == [f"runs: {RUNS} already complete"]
+    assert picture(store(clone)) == after
+
+
+@pytest.mark.slow
+def test_levels_come_in_the_pipelines_order_with_their_networks_below(clone: Clone) -> None:
+    before = [run.info.run_name for run in runs(store(clone)) if PARENT not in run.data.tags]
+    lose_the_store(clone)
+    sync(clone)
+    found = runs(store(clone))
+    assert [run.info.run_name for run in found if PARENT not in run.data.tags] == before
+
+
+@pytest.mark.slow
+def test_evaluate_makes_the_runs_of_levels_that_dvc_restored(clone: Clone) -> None:
+    before = picture(store(clone))
+    lose_the_store(clone)
+    clone.repro("--force", "--single-item", "evaluate")
+    after = picture(store(clone))
+    assert after == {key: fields for key, fields in before.items() if not key.startswith(("download", "plot"))}
+
+
+@pytest.mark.slow
+def test_a_repeated_stage_leaves_one_run_a_key(clone: Clone) -> None:
+    before = picture(store(clone))
+    clone.repro("--force")
+    assert picture(store(clone)) == before
+    assert not any(key.startswith("no key") for key in keys(store(clone)))
+
+
+@pytest.mark.slow
+def test_a_clone_that_pulled_has_the_same_picture(clone: Clone, tmp_path: Path) -> None:
+    clone.run("dvc", "remote", "add", "-d", "folder", str(tmp_path / "remote"))
+    clone.run("dvc", "push")
+    clone.commit("With results")
+    other = Clone(tmp_path / "other", clone.folder)
+    missing = sync(other)
+    assert missing[0] == "runs: 2 made"  # evaluate and plot, whose files are in git
+    assert "models/p50 is not here; `dvc pull` or `dvc repro` brings it" in missing
+    other.run("dvc", "pull")
+    sync(other)
+    assert picture(store(other)) == picture(store(clone))
+
+
+@pytest.mark.slow
+def test_an_output_that_is_not_what_dvc_records_is_named_and_left_out(clone: Clone) -> None:
+    lose_the_store(clone)
+    history = clone.folder / "models/p50/history.csv"
+    content = history.read_text()
+    history.unlink()
+    history.write_text(content.replace("ticket", "reinit"))
+    told = sync(clone)
+    assert "models/p50 is not what dvc.lock records; `dvc repro` or `dvc checkout` mends that" in told
+    assert not any(key.startswith("p50/") for key in keys(store(clone)))
+    clone.run("dvc", "checkout", "--force")
+    sync(clone)
+    assert len(keys(store(clone))) == RUNS
+
+
+@pytest.mark.slow
+def test_edited_parameters_do_not_reach_the_runs_of_earlier_outputs(clone: Clone) -> None:
+    before = picture(store(clone))
+    lose_the_store(clone)
+    clone.change(train=SMALL["train"] | {"learning_rate": 0.5})
+    sync(clone)
+    assert picture(store(clone)) == before
+
+
+# --- other revisions -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_other_revisions_are_synced_without_touching_the_workspace(clone: Clone) -> None:
+    clone.commit("First")
+    first = clone.run("git", "rev-parse", "HEAD").strip()
+    clone.run("dvc", "exp", "run", "--temp", "--name", "wider", "-S", "prune.arms=[ticket]")
+    clone.change(levels={"p50": SMALL["levels"]["p50"]})
+    clone.repro()
+    clone.commit("One level")
+    everything = picture(store(clone))
+    files, status = clone.files("."), clone.run("git", "status", "--porcelain")
+    lose_the_store(clone)
+    assert sync(clone, "--rev", first) == [f"{first[:7]}: runs: {RUNS} made"]
+    (told,) = sync(clone, "--rev", "wider")
+    assert told.startswith("wider: runs: ")
+    assert {run.data.tags["dvc.experiment"] for run in runs(store(clone), "tags.`dvc.experiment` != ''")} == {"wider"}
+    sync(clone, "--all-commits")
+    assert picture(store(clone)) == everything
+    for name, content in files.items():
+        if not name.startswith(("mlflow", "mlartifacts", ".lottery", ".dvc", ".git")):
+            assert (clone.folder / name).read_bytes() == content
+    assert clone.run("git", "status", "--porcelain") == status
+
+
+def test_a_revision_that_does_not_exist_is_one_line(clone: Clone) -> None:
+    done = clone.run("lottery", "sync", "--rev", "no-such-thing", check=False)
+    assert done == "--rev no-such-thing: neither a commit nor a DVC experiment; `dvc exp show` lists these\n"
+
+
+# --- deleted, interrupted, twice -------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_run_that_was_deleted_stays_deleted_until_it_is_asked_back(clone: Clone) -> None:
+    client = store(clone)
+    before = picture(client)
+    gone = networks(client)["p75", "ticket", 1]
+    client.delete_run(gone.info.run_id)
+    told = sync(clone)
+    assert told == [
+        f"runs: {RUNS - 1} already complete",
+        "runs that were deleted in MLflow stay so: p75 ticket 1; `lottery sync --restore` brings them back",
+    ]
+    clone.repro("--force", "--single-item", "evaluate")
+    assert len(keys(store(clone))) == RUNS - 1
+    assert sync(clone, "--restore")[0] == f"runs: 1 restored, {RUNS - 1} already complete"
+    assert picture(store(clone)) == before
+
+
+@pytest.mark.slow
+def test_the_runs_of_a_killed_process_are_marked_killed(clone: Clone) -> None:
+    before = keys(store(clone))
+    lock = clone.folder / ".lottery/runs"
+    clone.change(train=SMALL["train"] | {"epochs": 100_000})
+    running = stage(clone, "train", "train")
+    _wait_for_a_run(clone, "attributes.status = 'RUNNING' and params.arm = 'dense'")
+    assert sync(clone) == [f"runs: {RUNS} already complete"]  # it is alive
+    assert runs(store(clone), "attributes.status = 'RUNNING'")
+    running.kill()
+    running.wait()
+    assert sync(clone) == ["the process of run dense is dead: marked KILLED", f"runs: {RUNS} already complete"]
+    assert [run.info.run_name for run in runs(store(clone), "attributes.status = 'KILLED'")] == [
+        "dense",
+        "dense dense 0",
+        "dense dense 1",
+    ]
+    assert not runs(store(clone), "attributes.status = 'RUNNING'")
+    assert [key for key in keys(store(clone)) if not key.startswith("no key")] == before
+    assert not list(lock.glob("*.json"))
+
+
+def _wait_for_a_run(clone: Clone, condition: str) -> None:
+    deadline = time.monotonic() + 60
+    while not runs(store(clone), condition):
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+
+
+@pytest.mark.slow
+def test_concurrent_syncs_make_each_run_once(clone: Clone) -> None:
+    before = picture(store(clone))
+    lose_the_store(clone)
+    started = [
+        subprocess.Popen([sys.executable, "-m", "lottery.cli", "sync"], cwd=clone.folder, env=clone.environment)
+        for _ in range(3)
+    ]
+    assert [process.wait(120) for process in started] == [0, 0, 0]
+    assert picture(store(clone)) == before
+    assert len(keys(store(clone))) == RUNS
+
+
+@pytest.mark.slow
+def test_two_clones_fill_one_server_once(clone: Clone, tmp_path: Path) -> None:
+    before = picture(store(clone))
+    shutil.copytree(clone.folder, tmp_path / "other", symlinks=True)
+    with serving(tmp_path) as (uri, _):
+        started = []
+        for number, folder in enumerate((clone.folder, tmp_path / "other")):
+            (tmp_path / str(number)).mkdir()
+            # another folder for temporary files, and so no lock in common: two machines
+            own = clone.environment | {"MLFLOW_TRACKING_URI": uri, "TMPDIR": str(tmp_path / str(number))}
+            own |= {"PYTHONPATH": str(folder / "src"), "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}
+            command = [sys.executable, "-m", "lottery.cli", "sync"]
+            started.append(subprocess.Popen(command, cwd=folder, env=own))
+        assert [process.wait(200) for process in started] == [0, 0]
+        sync(clone, MLFLOW_TRACKING_URI=uri)  # completes what a loser of a claim left to the winner
+        assert picture(connect(uri)) == before
+        assert len(keys(connect(uri))) == RUNS
+
+
+# --- servers that fail -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_server_that_is_killed_while_a_stage_runs_costs_a_line(clone: Clone, tmp_path: Path) -> None:
+    before = clone.files("models/p75")
+    shown = picture(store(clone))
+    draws = random.Random(0)
+    for attempt in range(3):
+        folder = tmp_path / str(attempt)
+        folder.mkdir()
+        with serving(folder) as (uri, server):
+            sync(clone, MLFLOW_TRACKING_URI=uri)
+            client = connect(uri)
+            for run in runs(client):  # so that the stage has something to log
+                if run.data.tags[KEY].startswith("p75/"):
+                    client.delete_tag(run.info.run_id, KEY)
+                    client.delete_run(run.info.run_id)
+            running = stage(clone, "prune", "prune@p75", MLFLOW_TRACKING_URI=uri)
+            time.sleep(draws.uniform(4, 9))
+            kill(server)
+            _, errors = running.communicate(timeout=60)
+            assert running.returncode == 0
+            assert len(errors.splitlines()) <= 1, errors  # none, where the stage was done before
+            assert clone.files("models/p75") == before
+            port = int(uri.rpartition(":")[2])
+        with serving(folder, port) as (uri, _):
+            sync(clone, MLFLOW_TRACKING_URI=uri)
+            assert picture(connect(uri)) == shown
+            assert not runs(connect(uri), "attributes.status = 'RUNNING'")
+
+
+def test_where_tracking_is_required_a_stage_stops_before_it_trains(clone: Clone) -> None:
+    before = clone.files("models/dense")
+    clone.change(tracking={"mlflow_experiment": "lottery-tickets", "required": True})
+    _, errors = (told := stage(clone, "train", "train", MLFLOW_TRACKING_URI="http://127.0.0.1:9")).communicate(
+        timeout=60
+    )
+    assert told.returncode == 2
+    assert errors.startswith("MLflow at http://127.0.0.1:9 failed: ")
+    assert errors.endswith("tracking.required is true, so the stage stops before it begins\n")
+    assert len(errors.splitlines()) == 1
+    assert clone.files("models/dense") == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", ["http", "postgresql"])
+def test_an_address_that_nobody_serves_costs_at_most_ten_seconds(clone: Clone, scheme: str) -> None:
+    if scheme == "postgresql":
+        pytest.importorskip("psycopg", reason="the driver comes with the extra `team`")
+    took = []
+    for variables in ({}, {"MLFLOW_TRACKING_URI": f"{scheme}://someone:secret@127.0.0.1:9/store"}):
+        started = time.monotonic()
+        _, errors = (told := stage(clone, "prune", "prune@p50", **variables)).communicate(timeout=60)
+        took.append(time.monotonic() - started)
+        assert told.returncode == 0
+        assert "secret" not in errors
+    assert len(errors.splitlines()) == 1
+    assert took[1] < took[0] + 10
+
+
+# --- stores that cannot be used --------------------------------------------------------------------------------------
+
+
+def test_a_relative_address_is_refused_with_the_remedy(clone: Clone) -> None:
+    _, errors = (told := stage(clone, "plot", "plot", MLFLOW_TRACKING_URI="sqlite:///here.db")).communicate(timeout=60)
+    assert told.returncode == 0
+    assert "names no absolute address" in errors
+    assert len(errors.splitlines()) == 1
+    assert not (clone.folder / "here.db").exists()
+
+
+def test_a_store_that_was_left_half_made_is_named_with_the_remedy(clone: Clone) -> None:
+    lose_the_store(clone)
+    with closing(sqlite3.connect(clone.folder / "mlflow.db")) as half:
+        half.execute("CREATE TABLE experiments (experiment_id INTEGER)")
+        half.commit()
+    done = clone.run("lottery", "sync", check=False)
+    assert done == (
+        f"MLflow at {address(clone)} failed: {clone.folder}/mlflow.db is no whole MLflow store; move it away and run "
+        "`lottery sync`\n"
+    )
+
+
+def test_a_store_of_an_older_mlflow_is_named_with_the_remedy(clone: Clone) -> None:
+    with closing(sqlite3.connect(clone.folder / "mlflow.db")) as old:
+        old.execute("UPDATE alembic_version SET version_num = '451aebb31d03'")
+        old.commit()
+    done = clone.run("lottery", "sync", check=False)
+    assert len(done.splitlines()) == 1
+    assert "mlflow db upgrade" in done
+
+
+def test_a_folder_where_the_store_cannot_be_made_is_one_line(clone: Clone) -> None:
+    lose_the_store(clone)
+    (clone.folder / "file").write_text("")
+    uri = f"sqlite:///{clone.folder}/file/mlflow.db"
+    where = {"cwd": clone.folder, "env": clone.environment | {"MLFLOW_TRACKING_URI": uri}}
+    done = subprocess.run(["lottery", "sync"], **where, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"MLflow at {uri} failed: ")
+    assert len(done.stderr.splitlines()) == 1
+
+
+# --- DVC experiments -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_queued_experiments_log_into_the_store_they_were_started_from(clone: Clone) -> None:
+    clone.commit("First")
+    for rate in (0.02, 0.03):
+        clone.run(
+            "dvc", "exp", "run", "--queue", "--name", f"rate-{str(rate)[2:]}", "-S", f"train.learning_rate={rate}"
+        )
+    clone.run("dvc", "queue", "start", "-j", "2")
+    deadline = time.monotonic() + 300
+    while "Running" in (status := clone.run("dvc", "queue", "status")) or "Queued" in status:
+        assert time.monotonic() < deadline, status
+        time.sleep(2)
+    assert "Failed" not in status
+    client = store(clone)
+    commit = clone.run("git", "rev-parse", "HEAD").strip()
+    for name in ("rate-02", "rate-03"):
+        found = runs(client, f"tags.`dvc.experiment` = '{name}'")
+        assert len([run for run in found if PARENT in run.data.tags]) == 20
+        assert {run.data.tags["dvc.baseline"] for run in found} == {commit}
+        (evaluate,) = (run for run in found if run.info.run_name == "evaluate")
+        tag = f"pipeline.{evaluate.data.tags[KEY].partition('/')[2][:8]}"
+        read = runs(client, f"tags.`{tag}` = 'true' and params.seed = '0'")
+        assert len(read) == 10
+    assert len(set(keys(client))) == len(keys(client)) == 3 * RUNS - 2  # the data are one; the figures are three
+    assert not any(key.startswith("no key") for key in keys(client))
