@@ -52,7 +52,7 @@ def address(pipelines: Clone) -> Iterator[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
-        start_new_session=True,  # the server has workers, which end with their group
+        start_new_session=True,  # its workers end with their group
     )
     try:
         assert process.stdout
@@ -67,8 +67,8 @@ def address(pipelines: Clone) -> Iterator[str]:
             time.sleep(0.2)
         yield printed
     finally:
-        os.killpg(process.pid, signal.SIGTERM)
-        process.wait(30)
+        os.killpg(process.pid, signal.SIGKILL)  # a polite end takes 20 s, and nobody reads this store again
+        process.wait()
 
 
 @pytest.fixture(scope="module")
