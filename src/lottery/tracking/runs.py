@@ -328,7 +328,8 @@ class Recorder:
                     for measure in ACCURACIES
                 }
                 self._add(next(iter(self.store.find(of_level.key)), None), output.pipeline_tag, values)
-        self.simple(output, attempt)
+            self.simple(output, attempt)
+            self._add(next(iter(self.store.find(output.key)), None), output.pipeline_tag, {})
 
     def networks(self, output: Output) -> dict[str, Run]:
         """The runs of a level's networks by their keys, deleted ones only where there is no other."""

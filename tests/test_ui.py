@@ -1,0 +1,223 @@
+"""What a person sees in MLflow: the real UI in headless Chromium, at the address that `lottery ui` prints."""
+
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+
+import pandas as pd
+import pytest
+from clones import ROOT, SMALL, Clone
+
+from lottery.params import load
+
+playwright = pytest.importorskip("playwright.sync_api", reason="playwright is missing: pip install '.[dev]'")
+Page, expect = playwright.Page, playwright.expect
+
+CHROMIUM = shutil.which("chromium")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROMIUM is None, reason="chromium is missing: apt-get install chromium"),
+]
+ARMS = SMALL["prune"]["arms"]
+STAGES = ["download", "dense", "p50", "p75", "p80-at-once", "evaluate", "plot", "p80-at-once", "evaluate"]
+
+
+@pytest.fixture(scope="module")
+def pipelines(finished: Clone, tmp_path_factory: pytest.TempPathFactory) -> Clone:
+    """A clone whose store has two pipelines, which differ in one level."""
+    folder = tmp_path_factory.mktemp("ui") / "clone"
+    shutil.copytree(finished.folder, folder, symlinks=True)
+    clone = Clone(folder)
+    clone.change(levels=SMALL["levels"] | {"p80-at-once": {"sparsity": 0.9, "parent": "dense"}})
+    assert clone.repro("evaluate") == ["prune@p80-at-once", "evaluate"]
+    return clone
+
+
+@pytest.fixture(scope="module")
+def address(pipelines: Clone) -> Iterator[str]:
+    """What `lottery ui` prints on a free port, while it serves."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "lottery.cli", "ui", "--port", str(port)],
+        cwd=pipelines.folder,
+        env=pipelines.environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,  # its workers end with their group
+    )
+    try:
+        assert process.stdout
+        printed = process.stdout.readline().removeprefix("MLflow UI: ").strip()
+        assert printed.startswith(f"http://127.0.0.1:{port}/")
+        deadline = time.monotonic() + 90
+        while True:
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            assert time.monotonic() < deadline, "no server came up"
+            time.sleep(0.2)
+        yield printed
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)  # a polite end takes 20 s, and nobody reads this store again
+        process.wait()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[playwright.Browser]:
+    """Debian's Chromium, without a window."""
+    expect.set_options(timeout=30_000)
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser: playwright.Browser, address: str) -> Iterator[Page]:
+    """The address in a browser that never saw it, on a wide screen, with MLflow's assistant closed."""
+    context = browser.new_context(viewport={"width": 1900, "height": 1000})
+    page = context.new_page()
+    page.goto(address)
+    expect(page.get_by_role("link", name="download", exact=True)).to_be_visible()
+    page.get_by_role("button", name="Close", exact=True).click()
+    yield page
+    context.close()
+
+
+def column(page: Page, name: str) -> list[str]:
+    """A column's text from top to bottom; of a run's name, the link."""
+    cells = page.get_by_role("gridcell").and_(page.locator(f'[col-id="{name}"]'))
+    texts = cells.evaluate_all(
+        "cells => cells.map(cell => ["
+        "  Number(cell.closest('[row-index]').getAttribute('row-index')),"
+        "  (cell.querySelector('a, [title]') ?? cell).innerText.trim()"
+        "])"
+    )
+    return [text for _, text in sorted(texts)]
+
+
+def names(page: Page) -> list[str]:
+    return column(page, "attributes.`Run Name`")
+
+
+def row(page: Page, name: str) -> playwright.Locator:
+    """The first row of this name, of which a table with pinned columns has two parts."""
+    return page.get_by_role("row").filter(has=page.get_by_role("link", name=name, exact=True)).first
+
+
+def unfold(page: Page, level: str) -> None:
+    row(page, level).get_by_role("button").first.click()
+    expect(page.get_by_role("link", name=f"{level} {ARMS[-1]} 1", exact=True)).to_be_visible()
+
+
+def test_levels_are_parents_in_the_pipelines_order_with_their_networks_below(page: Page, pipelines: Clone) -> None:
+    assert names(page) == STAGES
+    unfold(page, "p75")
+    networks = [f"p75 {arm} {seed}" for arm in ARMS for seed in (0, 1)]
+    assert names(page) == STAGES[:4] + networks + STAGES[4:]
+    measured = pd.read_csv(pipelines.folder / "reports/networks.csv").query("level == 'p75'")["test_accuracy"]
+    assert [float(value) for value in column(page, "metrics.`test_accuracy`")[4:10]] == pytest.approx(measured)
+
+
+def test_a_levels_row_has_its_arms_mean_test_accuracies(page: Page, pipelines: Clone) -> None:
+    measured = pd.read_csv(pipelines.folder / "reports/levels.csv").query("level == 'p75'").set_index("arm")
+    for arm in ARMS:
+        shown = column(page, f"metrics.`test_accuracy.{arm}`")[STAGES.index("p75")]
+        assert float(shown) == pytest.approx(measured.loc[arm, "test_accuracy_mean"])
+
+
+def test_test_accuracy_is_in_sight_on_a_first_visit(browser: playwright.Browser, address: str) -> None:
+    context = browser.new_context(
+        viewport={"width": 1366, "height": 768}
+    )  # a laptop's, MLflow's assistant at the right
+    page = context.new_page()
+    page.goto(address)
+    expect(page.get_by_role("columnheader", name="test_accuracy", exact=True).first).to_be_in_viewport(ratio=1)
+    context.close()
+
+
+def test_dataset_source_and_duration_are_filled(page: Page) -> None:
+    assert all(text.startswith("digits") for text in column(page, "attributes.`Dataset`"))
+    sources = ["download", "train", "prune@p50", "prune@p75", "prune@p80-at-once", "evaluate", "plot"]
+    assert column(page, "attributes.`Source`") == [*sources, "prune@p80-at-once", "evaluate"]
+    durations = column(page, "duration")
+    assert len(durations) == len(STAGES)
+    assert all(re.fullmatch(r"[\d.]+(ms|s|min)", text) for text in durations), durations
+
+
+def test_nothing_is_beyond_the_first_page(page: Page) -> None:
+    networks = (len(SMALL["levels"]) + 1) * len(ARMS) * 2 + 2  # a level was pruned twice
+    expect(page.get_by_text(f"{len(STAGES) + networks} matching runs")).to_be_visible()
+    expect(page.get_by_role("button", name="Load more")).to_have_count(0)
+
+
+def test_the_default_pipeline_fits_the_first_page() -> None:
+    params = load(ROOT / "params.yaml")
+    networks = (len(params.levels) * len(params.prune.arms) + 1) * len(params.train.seeds)
+    assert networks + len(["download", "dense", *params.levels, "evaluate", "plot"]) < 100
+
+
+def test_runs_are_grouped_by_arm(page: Page) -> None:
+    page.get_by_role("button", name="Group by").click()
+    page.get_by_role("menuitemcheckbox", name="arm", exact=True).click()
+    expect(page.get_by_text("Group: ticket")).to_be_visible()
+    for arm, networks in {"dense": 2, **dict.fromkeys(ARMS, 8)}.items():
+        group = page.get_by_role("row").filter(has_text=f"Group: {arm}").first
+        expect(group).to_contain_text(str(networks))
+        below = names(page)[int(group.get_attribute("row-index") or 0) + 1 :][:networks]
+        assert all(re.fullmatch(rf"\S+ {arm} \d", name) for name in below), below
+
+
+def test_charts_of_evaluate_have_one_line_a_pipeline(page: Page) -> None:
+    search = page.get_by_test_id("search-box")
+    search.fill("attributes.run_name = 'evaluate'")
+    search.press("Enter")
+    expect(page.get_by_text("2 matching runs")).to_be_visible()
+    page.locator("label").filter(has=page.locator("input[name=runs-view-mode][value=CHART]")).click()
+    charts = page.get_by_test_id("experiment-view-compare-runs-card")
+    # the tree has two leaves: a chart for each arm and path
+    expect(charts).to_have_count(len(ARMS) * 2)
+    for arm in ARMS:
+        for leaf in ("p75", "p80-at-once"):
+            chart = charts.filter(has_text=f"test_accuracy.{arm}.{leaf}")
+            chart.scroll_into_view_if_needed()
+            expect(chart.get_by_text(f"evaluate (test_accuracy.{arm}.{leaf})")).to_have_count(2)
+            lines = chart.locator("path.js-line").evaluate_all("paths => paths.map(path => path.getAttribute('d'))")
+            # the pipelines have p75 in common, and MLflow draws every line twice: as it is, and smoothed
+            assert len(set(lines)) == (1 if leaf == "p75" else 2)
+
+
+def test_a_networks_page_shows_its_mask_large_enough_to_read(page: Page) -> None:
+    unfold(page, "p75")
+    page.get_by_role("link", name="p75 ticket 0", exact=True).click()
+    page.get_by_role("tab", name="Artifacts").click()
+    page.get_by_text("mask", exact=True).click()
+    page.get_by_text("mask.png", exact=True).click()
+    picture = page.get_by_role("img", name="mask/mask.png")
+    expect(picture).to_be_in_viewport(ratio=1)
+    box = picture.bounding_box()
+    assert box
+    assert min(box["width"], box["height"]) >= 280
+
+
+def test_five_networks_compare_with_their_parameters_side_by_side(page: Page) -> None:
+    unfold(page, "p75")
+    for name in (networks := [f"p75 {arm} {seed}" for arm in ARMS for seed in (0, 1)][:5]):
+        row(page, name).get_by_role("checkbox", name=re.compile("row selection")).check()
+    page.get_by_role("button", name="Compare", exact=True).click()
+    expect(page.get_by_role("heading", name="Comparing 5 Runs")).to_be_visible()
+    for name in networks:
+        expect(page.get_by_text(name, exact=True)).to_be_visible()
+    parameters = {"arm": [name.split()[1] for name in networks], "seed": [name.split()[2] for name in networks]}
+    for parameter, values in parameters.items():
+        line = page.get_by_role("row").filter(has=page.get_by_text(parameter, exact=True))
+        assert line.first.inner_text().split() == [parameter, *values]
