@@ -195,8 +195,9 @@ def _check_port(server: Server) -> None:
         family = socket.AF_INET6 if ":" in server.host else socket.AF_INET
         socket.create_server((server.host, server.port), family=family).close()
     except (OSError, OverflowError) as error:
+        reason = str(error).partition(" (while")[0]
         raise LotteryError(
-            f"lottery server: --host {server.host} --port {server.port}: {error}; choose another"
+            f"lottery server: --host {server.host} --port {server.port}: {reason}; choose another"
         ) from None
 
 
