@@ -55,7 +55,7 @@ def programs() -> Path | None:
     """The folder of PostgreSQL's programs, which Debian keeps out of the PATH; of several versions the newest."""
     found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda path: float(path.parts[-3]))
     elsewhere = shutil.which("initdb")
-    return found[-1].parent if found else Path(elsewhere).parent if elsewhere else None
+    return found[-1].parent if found else Path(elsewhere).resolve().parent if elsewhere else None
 
 
 @pytest.fixture(scope="module")
