@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help repro test test-all lint ui clean
+.PHONY: help repro test test-all lint ui server clean
 
 PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
@@ -24,6 +24,9 @@ lint: .venv/ready  ## linter and type checker alone
 
 ui: .venv/ready  ## the MLflow UI on 127.0.0.1, at the address that it prints
 	lottery ui
+
+server: .venv/ready  ## MLflow for a team, on PostgreSQL (docs/team.md); OPTIONS='--host ...' go to `lottery server`
+	exec lottery server $(OPTIONS)
 
 clean:  ## remove the environment and the tools' caches; DVC's cache and MLflow's store stay
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis src/*.egg-info

@@ -1,9 +1,10 @@
-"""What a person types beside `dvc`: ``lottery check``, ``lottery sync``, ``lottery ui``.
+"""What a person types beside `dvc`: ``lottery check``, ``lottery sync``, ``lottery ui``, ``lottery server``.
 
 Each command imports what it needs when it runs: ``lottery check`` answers before torch could even be imported.
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
@@ -39,6 +40,24 @@ def sync(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def server(arguments: argparse.Namespace) -> int:
+    """Become the team's MLflow server. Raises LotteryError where that cannot be."""
+    from lottery.server import Server, serve
+
+    serve(
+        Server(
+            host=arguments.host,
+            port=arguments.port,
+            names=tuple(name.strip() for name in arguments.allowed_hosts.split(",")) if arguments.allowed_hosts else (),
+            accounts=arguments.auth,
+            default_permission=arguments.default_permission,
+            artifacts=arguments.artifacts,
+            workers=arguments.workers,
+        )
+    )
+    return 0
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit code is 2 for a person's mistake, which is printed without a traceback."""
     parser = argparse.ArgumentParser(prog="lottery", description="The lottery ticket experiment, beside `dvc repro`.")
@@ -58,6 +77,36 @@ def main(argv: Sequence[str] | None = None) -> int:
     command.add_argument("--all-commits", action="store_true", help="of all commits")
     command.add_argument("--restore", action="store_true", help="bring runs back that were deleted in MLflow")
     command.set_defaults(run=sync)
+
+    command = commands.add_parser(
+        "server",
+        help="serve MLflow to a team, on PostgreSQL",
+        description="MLflow for a team: docs/team.md. The database is MLFLOW_BACKEND_STORE_URI's; accounts need "
+        "MLFLOW_AUTH_ADMIN_PASSWORD and MLFLOW_FLASK_SERVER_SECRET_KEY.",
+    )
+    command.add_argument("--host", default="127.0.0.1", help="with any but this machine's own: accounts alone")
+    command.add_argument("--port", type=int, default=5000, help="default: %(default)s")
+    command.add_argument(
+        "--allowed-hosts",
+        metavar="NAMES",
+        default=os.environ.get("MLFLOW_SERVER_ALLOWED_HOSTS", ""),
+        help="the names that clients use, separated by commas; with any: accounts alone",
+    )
+    command.add_argument("--auth", action="store_true", help="accounts alone on this machine too")
+    command.add_argument(
+        "--default-permission",
+        choices=["NO_PERMISSIONS", "READ", "EDIT", "MANAGE"],
+        default="EDIT",
+        help="of every account, on what others made: default: %(default)s",
+    )
+    command.add_argument(
+        "--artifacts",
+        metavar="PLACE",
+        default=os.environ.get("MLFLOW_ARTIFACTS_DESTINATION", ""),
+        help="a folder or an object store's URI; default: mlartifacts",
+    )
+    command.add_argument("--workers", type=int, default=2, help="processes; default: %(default)s")
+    command.set_defaults(run=server)
 
     arguments = parser.parse_args(argv)
     try:
