@@ -186,6 +186,9 @@ def test_the_runs_of_a_killed_process_are_marked_killed(clone: Clone) -> None:
     clone.change(train=SMALL["train"] | {"epochs": 100_000})
     running = stage(clone, "train", "train")
     _wait_for_a_run(clone, "attributes.status = 'RUNNING' and params.arm = 'dense'")
+    # live, while it trains: the networks' own histories and their means
+    _wait_for_a_run(clone, "attributes.status = 'RUNNING' and metrics.validation_loss > 0 and params.seed = '1'")
+    _wait_for_a_run(clone, "attributes.status = 'RUNNING' and metrics.`validation_loss.dense` > 0")
     assert sync(clone) == [f"runs: {RUNS} already complete"]  # it is alive
     assert runs(store(clone), "attributes.status = 'RUNNING'")
     running.kill()
@@ -248,7 +251,7 @@ def test_a_server_that_is_killed_while_a_stage_runs_costs_a_line(clone: Clone, t
     before = clone.files("models/p75")
     shown = picture(store(clone))
     draws = random.Random(0)
-    for attempt in range(3):
+    for attempt in range(5):
         folder = tmp_path / str(attempt)
         folder.mkdir()
         with serving(folder) as (uri, server):
@@ -342,6 +345,17 @@ def test_a_folder_where_the_store_cannot_be_made_is_one_line(clone: Clone) -> No
     assert done.returncode == 2
     assert done.stderr.startswith(f"MLflow at {uri} failed: ")
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_the_runs_of_an_older_version_are_counted_and_left_alone(clone: Clone) -> None:
+    client = store(clone)
+    old = networks(client)["p50", "ticket", 0].info.run_id
+    client.set_tag(old, KEY, "p50/ticket/0/an-older-hash")
+    client.delete_tag(old, "lottery.complete")
+    assert sync(clone) == [
+        f"runs: 1 made, {RUNS - 1} already complete",
+        "runs of an older version: 1; they stay as they are, delete them in MLflow",
+    ]
 
 
 # --- DVC experiments -------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,10 +48,9 @@ class StageRun:
         self._told = threading.Lock()
         self._connected = threading.Event()
         self._seen: queue.SimpleQueue[tuple[int, int, list[list[float]]]] = queue.SimpleQueue()
-        self._means: dict[
-            tuple[str, int], dict[int, tuple[float, ...]]
-        ] = {}  # what was seen, by arm, iteration and seed
-        self._curves: dict[tuple[str, int], list[tuple[int, tuple[float, ...]]]] = {}  # not logged yet, by network
+        # what was seen and is not logged yet: by (arm, iteration) and seed, and by network
+        self._means: dict[tuple[str, int], dict[int, tuple[float, ...]]] = {}
+        self._curves: dict[tuple[str, int], list[tuple[int, tuple[float, ...]]]] = {}
         if params.tracking.required:
             self._start()
             self._wait(self._connected.is_set)
@@ -113,8 +113,11 @@ class StageRun:
 
     def _output(self, total: str, folder: Path, level: str | None = None) -> Output:
         stage = os.environ.get("DVC_STAGE", "") if level is None else "train" if level == "dense" else f"prune@{level}"
-        data = digest(self._params.data_file)
-        return Output(level or self._name, stage, total, data, self._params, lambda: nullcontext(folder))
+        return Output(level or self._name, stage, total, self._data_digest, self._params, lambda: nullcontext(folder))
+
+    @cached_property
+    def _data_digest(self) -> str:
+        return digest(self._params.data_file)
 
     def close(self, status: str) -> None:
         """End the runs, as FINISHED, FAILED or KILLED, and the thread."""

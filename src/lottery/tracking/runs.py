@@ -314,10 +314,9 @@ class Recorder:
         """The run of `evaluate`, and on every network that it read its test results and the pipeline's tag."""
         with output.files() as folder:
             networks, means = load_report(folder / "networks.csv"), load_report(folder / "levels.csv")
+        read = set(networks["level"])
         with self.store.lock():
-            for of_level in levels:
-                if of_level.name not in set(networks["level"]):
-                    continue
+            for of_level in (level for level in levels if level.name in read):
                 runs = self.networks(of_level)
                 for row in networks[networks["level"] == of_level.name].to_dict("records"):
                     run = runs.get(of_level.network_key(row["arm"], row["seed"]))

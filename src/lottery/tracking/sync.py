@@ -18,7 +18,7 @@ from lottery.tracking.attempts import Mark, left
 from lottery.tracking.outputs import REPORTS, MissingError, Output, Recorded, digest, recorded
 from lottery.tracking.runs import PARENT, Attempt, Origin, Recorder, git, origin_of_workspace
 from lottery.tracking.serve import connect
-from lottery.tracking.store import ATTEMPT, Store
+from lottery.tracking.store import ATTEMPT, KEY, Store, is_complete
 from lottery.workplace import root, scratch
 
 FILES = ("history.csv", "masks.safetensors")  # what a level's runs show; its weights are large and not among it
@@ -43,7 +43,7 @@ def sync(params: Params, revisions: Sequence[str] = (), all_commits: bool = Fals
             shown = origin.commit[:7] if revision == origin.commit else revision
             told = _sync(Recorder(store, origin, restore), params, source, attempts)
             lines += [f"{shown}: {line}" for line in told]
-        return lines
+        return lines + _strangers(store)
     except LotteryError:
         raise
     except Exception as error:
@@ -97,6 +97,13 @@ def _end_attempts(store: Store) -> tuple[Attempts, list[str]]:
                     lines.append(f"the process of run {run.info.run_name} is dead: marked KILLED")
         mark.remove()
     return whole, lines
+
+
+def _strangers(store: Store) -> list[str]:
+    """A line on the runs of an older version, which finished without the tag that says that they are complete."""
+    found = store.search(f"tags.`{KEY}` LIKE '%/%' AND attributes.status = 'FINISHED'")
+    count = sum(not is_complete(run) for run in found)
+    return [f"runs of an older version: {count}; they stay as they are, delete them in MLflow"] if count else []
 
 
 def _adopted(attempts: Attempts, output: Output) -> Attempt | None:
