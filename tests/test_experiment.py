@@ -9,13 +9,14 @@ import pytest
 import torch
 
 from lottery import experiment
-from lottery.artifacts import fingerprint, load_contents, load_history, load_masks, load_parameters, save_level
+from lottery.artifacts import load_contents, load_history, load_masks, load_parameters, save_level
 from lottery.experiment import Level, Pruning, Train
 from lottery.images import Images, Split
 from lottery.network import Masks, Parameters, accuracy, initialize
 from lottery.pruning import weights_kept
 from lottery.randomness import generator
 from lottery.statistics import early_stopping
+from lottery.tracking.outputs import digest
 from lottery.training import Recipe, Trained, train
 
 SIZES = (64, 50, 20, 10)
@@ -155,7 +156,7 @@ def test_the_whole_experiment_is_the_same_bytes_twice(pipeline: Pipeline, digits
         save_level(level, workspace / "one" / name)
         save_level(getattr(again, name), workspace / "other" / f"renamed-{name}")
         one, other = workspace / "one" / name, workspace / "other" / f"renamed-{name}"
-        assert fingerprint(one) == fingerprint(other)
+        assert digest(one) == digest(other)
         assert {file.name: file.read_bytes() for file in one.iterdir()} == {
             file.name: file.read_bytes() for file in other.iterdir()
         }

@@ -25,6 +25,7 @@ def test_changing_a_level_runs_it_and_its_descendants_alone(clone: Clone) -> Non
     assert clone.repro() == ["prune@p50", "prune@p75", "evaluate", "plot"]
 
 
+@pytest.mark.slow
 def test_changing_the_arms_runs_the_levels_but_not_train(clone: Clone) -> None:
     clone.change(prune=SMALL["prune"] | {"arms": ["ticket"]})
     assert clone.repro() == ["prune@p50", "prune@p75", "prune@p80-at-once", "evaluate", "plot"]

@@ -210,7 +210,9 @@ def ask(address: str, name: str | None = None, **headers: str) -> int:
 @pytest.mark.parametrize(
     "what",
     [
-        pytest.param(["--single-item", "evaluate"], id="evaluate"),  # which tracks what it misses: here everything
+        pytest.param(
+            ["--single-item", "evaluate"], id="evaluate", marks=pytest.mark.slow
+        ),  # which tracks what it misses: here everything
         pytest.param([], id="everything", marks=pytest.mark.slow),
     ],
 )

@@ -154,6 +154,7 @@ def test_other_revisions_are_synced_without_touching_the_workspace(clone: Clone)
     assert clone.run("git", "status", "--porcelain") == status
 
 
+@pytest.mark.slow
 def test_a_revision_that_does_not_exist_is_one_line(clone: Clone) -> None:
     done = clone.run("lottery", "sync", "--rev", "no-such-thing", check=False)
     assert done == "--rev no-such-thing: neither a commit nor a DVC experiment; `dvc exp show` lists these\n"
@@ -307,6 +308,7 @@ def test_an_address_that_nobody_serves_costs_at_most_ten_seconds(clone: Clone, s
 # --- stores that cannot be used --------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_relative_address_is_refused_with_the_remedy(clone: Clone) -> None:
     _, errors = (told := stage(clone, "plot", "plot", MLFLOW_TRACKING_URI="sqlite:///here.db")).communicate(timeout=60)
     assert told.returncode == 0
@@ -327,6 +329,7 @@ def test_a_store_that_was_left_half_made_is_named_with_the_remedy(clone: Clone) 
     )
 
 
+@pytest.mark.slow
 def test_a_store_of_an_older_mlflow_is_named_with_the_remedy(clone: Clone) -> None:
     with closing(sqlite3.connect(clone.folder / "mlflow.db")) as old:
         old.execute("UPDATE alembic_version SET version_num = '451aebb31d03'")
@@ -347,6 +350,7 @@ def test_a_folder_where_the_store_cannot_be_made_is_one_line(clone: Clone) -> No
     assert len(done.stderr.splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_the_runs_of_an_older_version_are_counted_and_left_alone(clone: Clone) -> None:
     client = store(clone)
     old = networks(client)["p50", "ticket", 0].info.run_id

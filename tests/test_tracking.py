@@ -211,6 +211,7 @@ def server(tmp_path: Path) -> Iterator[str]:
         yield uri
 
 
+@pytest.mark.slow
 def test_a_server_gets_all_networks_and_their_artifacts(clone: Clone, server: str) -> None:
     before = networks(store(clone))
     _, errors = (told := stage(clone, "evaluate", "evaluate", MLFLOW_TRACKING_URI=server)).communicate(timeout=200)
