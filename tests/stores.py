@@ -27,6 +27,7 @@ CIRCUMSTANCES = {
     "dvc.experiment",
     "dvc.baseline",
     "lottery.attempt",
+    "lottery.claimed",
 }
 
 

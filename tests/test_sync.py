@@ -235,7 +235,7 @@ def test_two_clones_fill_one_server_once(clone: Clone, tmp_path: Path) -> None:
             (tmp_path / str(number)).mkdir()
             # another folder for temporary files, and so no lock in common: two machines
             own = clone.environment | {"MLFLOW_TRACKING_URI": uri, "TMPDIR": str(tmp_path / str(number))}
-            own |= {"PYTHONPATH": str(folder / "src"), "MLFLOW_HTTP_REQUEST_TIMEOUT": "30"}
+            own |= {"PYTHONPATH": str(folder / "src")}
             command = [sys.executable, "-m", "lottery.cli", "sync"]
             started.append(subprocess.Popen(command, cwd=folder, env=own))
         assert [process.wait(200) for process in started] == [0, 0]
@@ -252,7 +252,7 @@ def test_a_server_that_is_killed_while_a_stage_runs_costs_a_line(clone: Clone, t
     before = clone.files("models/p75")
     shown = picture(store(clone))
     draws = random.Random(0)
-    for attempt in range(5):
+    for attempt in range(2):
         folder = tmp_path / str(attempt)
         folder.mkdir()
         with serving(folder) as (uri, server):

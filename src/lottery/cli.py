@@ -33,6 +33,8 @@ def ui(arguments: argparse.Namespace) -> int:
 
 def sync(arguments: argparse.Namespace) -> int:
     """Complete and make MLflow runs from DVC's outputs. Raises LotteryError where that cannot be."""
+    # a person waits here, and no training does: not the 2 s of a stage
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
     from lottery.tracking.sync import sync
 
     for line in sync(params.load(), arguments.rev, arguments.all_commits, arguments.restore):

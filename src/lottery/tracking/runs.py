@@ -249,6 +249,7 @@ class Tally:
     """What became of the runs that outputs should have."""
 
     there: int = 0  # complete before
+    elsewhere: int = 0  # being written by another machine
     restored: int = 0
     deleted: list[str] = field(default_factory=list)  # by a person, and so they stay
 
@@ -282,6 +283,8 @@ class Recorder:
         with self.store.lock():
             found = self._stage_run(output, attempt)
             unfinished = self._is_wanted(found, output.name)
+            if found and not unfinished and not is_complete(found) and not is_deleted(found):
+                return  # another machine is at it
             networks = self.networks(output)
             wanted = [
                 (arm, seed)
@@ -356,6 +359,9 @@ class Recorder:
             self.tally.restored += 1
         elif is_complete(found):
             self.tally.there += 1
+        elif self.store.is_being_written(found):
+            self.tally.elsewhere += 1
+            return False
         return not is_complete(found)
 
     def _claim(self, output: Output, found: Run | None, attempt: Attempt | None) -> str | None:
@@ -368,8 +374,9 @@ class Recorder:
 
     def _add(self, run: Run | None, tag: str, values: Mapping[str, float]) -> None:
         if run and not is_deleted(run) and tag not in run.data.tags:
-            now, has = milliseconds(), run.data.metrics
-            metrics = [Metric(key, float(value), now, 0) for key, value in values.items() if key not in has]
+            # at a time that is always the same, so that two machines which add the same point add one
+            at, has = run.info.start_time, run.data.metrics
+            metrics = [Metric(key, float(value), at, 0) for key, value in values.items() if key not in has]
             self.store.call("log_batch", run.info.run_id, metrics, tags=[RunTag(tag, "true")])
 
 

@@ -6,6 +6,7 @@ import os
 import sqlite3
 import tempfile
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -25,14 +26,17 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
 from mlflow import MlflowClient
-from mlflow.entities import DatasetInput, Metric, Param, Run, ViewType
+from mlflow.entities import DatasetInput, Metric, Param, Run, RunTag, ViewType
 from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 KEY = "lottery.key"  # one network, one identity: level, arm, seed and the DVC hash of the level's files
+CLAIMED = "lottery.claimed"  # which machine writes a run, and since when
 COMPLETE = "lottery.complete"  # written last: a run that has it is whole, and is never changed
 ATTEMPT = "lottery.attempt"  # on the runs of a stage that is not done; see `live`
 METRICS_A_BATCH = 1000  # MLflow's limit
+SETTLING = 2.0  # seconds after which another machine's claim that was made at the same time can be seen
+WRITING = 120_000  # milliseconds that another machine has to complete what it claimed
 
 logging.getLogger("mlflow").setLevel(logging.ERROR)
 logging.getLogger("alembic").setLevel(logging.ERROR)
@@ -165,13 +169,24 @@ class Store:
         """Give a run its key, and say whether it is the one that keeps it.
 
         The lock keeps the processes of one machine apart. Two machines may both find that no run has the key: then
-        each sees the other's here, and both keep the same one and delete the rest.
+        each sees the other's here, and all but one delete their own.
         """
-        self.call("set_tag", run, KEY, key)
-        first, *rest = [found for found in self.find(key) if not is_deleted(found)]
-        for double in rest:
-            self.discard(double.info.run_id)
-        return bool(first.info.run_id == run)
+        claim = f"{_machine()} {milliseconds()}"
+        self.call("log_batch", run, tags=[RunTag(KEY, key), RunTag(CLAIMED, claim)])
+        if not is_sqlite():
+            time.sleep(SETTLING)
+        active = [found for found in self.find(key) if not is_deleted(found)]
+        keeps = min(active, key=lambda found: (not is_complete(found), not _has_won(found), found.info.run_id))
+        if keeps.info.run_id != run:
+            self.discard(run)
+            return False
+        self.call("set_tag", run, CLAIMED, f"{claim} won")
+        return True
+
+    def is_being_written(self, run: Run) -> bool:
+        """Whether another machine has claimed a run and may be at it; a process of this one would hold the lock."""
+        machine, since, *_ = run.data.tags.get(CLAIMED, "none 0").split(" ")
+        return machine != _machine() and milliseconds() - int(since) < WRITING
 
     def discard(self, run: str) -> None:
         """Delete a run that is no network's and no stage's after all, with its children; it leaves no key behind."""
@@ -214,9 +229,22 @@ class Store:
         self.completed += 1
 
 
+def _machine() -> str:
+    """A word for whoever shares this machine's lock."""
+    path = Path(tempfile.gettempdir()) / f"lottery-{os.getuid()}-machine"
+    with FileLock(f"{path}.lock"):
+        if not path.exists():
+            path.write_text(uuid.uuid4().hex)
+        return path.read_text()
+
+
 def milliseconds() -> int:
     """Now, as MLflow counts time."""
     return time.time_ns() // 1_000_000
+
+
+def _has_won(run: Run) -> bool:
+    return run.data.tags.get(CLAIMED, "").endswith(" won")
 
 
 def is_complete(run: Run) -> bool:

@@ -73,7 +73,7 @@ def _sync(recorder: Recorder, params: Params, source: "Workspace | Revision", at
         if output.key in attempts and attempt:
             attempts.pop(output.key)[0].remove()
     counts = {"made": store.made, "completed": store.completed - store.made, "restored": tally.restored}
-    counts["already complete"] = tally.there
+    counts |= {"already complete": tally.there, "being written by another machine": tally.elsewhere}
     lines = ["runs: " + (", ".join(f"{count} {word}" for word, count in counts.items() if count) or "none")]
     if tally.deleted:
         names = ", ".join(tally.deleted[:5]) + (", ..." if len(tally.deleted) > 5 else "")
