@@ -198,9 +198,9 @@ class Store:
             with suppress(MlflowException):  # an account that may write may not delete: the run stays, as KILLED
                 self.call("delete_run", child.info.run_id)
 
-    def log(self, run: str, points: Points, params: Mapping[str, str] | None = None, now: int | None = None) -> None:
+    def log(self, run: str, points: Points, params: Mapping[str, str] | None = None) -> None:
         """Metrics, and parameters, in as few calls as may be."""
-        at = now or milliseconds()
+        at = milliseconds()
         metrics = [Metric(key, float(value), at, int(step)) for key, value, step in points]
         settings = [Param(*item) for item in (params or {}).items()]
         for start in range(0, max(len(metrics), 1), METRICS_A_BATCH):

@@ -70,8 +70,9 @@ def _sync(recorder: Recorder, params: Params, source: "Workspace | Revision", at
                 recorder.level(output, attempt)
         except MissingError as error:
             missing.append(str(error))
-        if output.key in attempts and attempt:
-            attempts.pop(output.key)[0].remove()
+        else:
+            if output.key in attempts:
+                attempts.pop(output.key)[0].remove()
     counts = {"made": store.made, "completed": store.completed - store.made, "restored": tally.restored}
     counts |= {"already complete": tally.there, "being written by another machine": tally.elsewhere}
     lines = ["runs: " + (", ".join(f"{count} {word}" for word, count in counts.items() if count) or "none")]
