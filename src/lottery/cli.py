@@ -14,11 +14,12 @@ from lottery import LotteryError, params
 def check(arguments: argparse.Namespace) -> int:
     """Validate params.yaml and say how much it asks for. Raises LotteryError where it holds mistakes."""
     settings = params.load()
-    levels, arms, seeds = len(settings.levels), len(settings.prune.arms), len(settings.train.seeds)
+    levels, seeds = len(settings.levels), len(settings.train.seeds)
+    arms = sum(len(settings.arms(level)) for level in settings.levels)
     sizes = "-".join(map(str, settings.sizes))
     print(
-        f"params.yaml: {_count(levels, 'level')} x {_count(arms, 'arm')} x {_count(seeds, 'seed')} + {seeds} dense: "
-        f"{(levels * arms + 1) * seeds} networks of {sizes}, {_count(settings.iterations, 'iteration')} each"
+        f"params.yaml: {_count(levels, 'level')} with {_count(arms, 'arm')} in all x {_count(seeds, 'seed')} + "
+        f"{seeds} dense: {(arms + 1) * seeds} networks of {sizes}, {_count(settings.iterations, 'iteration')} each"
     )
     return 0
 

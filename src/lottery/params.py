@@ -38,12 +38,17 @@ TRAINING_IMAGES: Mapping[str, int] = {
     "digits": 1_438,  # of 1,797 images; the rest is its test set
 }
 
-Arm = Literal["ticket", "reinit", "random"]
-Criterion = Literal["magnitude"]
+Arm = Literal["ticket", "reinit", "random", "random-inputs", "small-dense", "finetune", "lr-rewind"]
+Criterion = Literal["magnitude", "magnitude-increase", "movement", "random", "snip", "synflow"]
 Initialization = Literal["glorot-normal", "kaiming-uniform"]
 Optimizer = Literal["adam", "sgd"]
 Scale = Literal["standard", "unit"]
+Schedule = Literal["constant", "warm-up", "step", "cosine"]
 Scope = Literal["layer", "global"]
+Source = Literal["ticket", "finetune", "lr-rewind"]
+
+BEFORE_TRAINING = ("snip", "synflow")  # criteria that look at untrained weights
+CONTINUED = ("finetune", "lr-rewind")  # arms that start from the parent's trained weights
 
 
 @dataclass(frozen=True)
@@ -98,6 +103,15 @@ def _distinct(items: tuple[Any, ...]) -> tuple[Any, ...]:
     return items
 
 
+def _rising(items: tuple[int, ...]) -> tuple[int, ...]:
+    _refuse(
+        ((), f"{_shown(second)} does not come after {_shown(first)}; list them in rising order")
+        for first, second in pairwise(items)
+        if second <= first
+    )
+    return items
+
+
 def _check_name(name: str) -> str:
     if name == "dense" or not re.fullmatch("[a-z0-9][a-z0-9-]*", name):
         raise ValueError(name)
@@ -118,7 +132,9 @@ LevelName = Annotated[
 class Section(BaseModel):
     """A part of params.yaml, frozen. Unknown keys are mistakes; nothing is converted, except an int to a float."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, serialize_by_alias=True, validate_by_name=True
+    )
 
 
 class Data(Section):
@@ -145,9 +161,14 @@ class Train(Section):
     batch_size: Count  # images
     optimizer: Annotated[Optimizer, Is.one_of(get_args(Optimizer))]
     learning_rate: Annotated[float, Field(gt=0), Is("a number above 0")]
+    schedule: Annotated[Schedule, Is.one_of(get_args(Schedule))] = "constant"
+    warm_up: Count | None = None  # iterations from 0 to the learning rate, of schedule warm-up
+    drops: Annotated[Several[Count], AfterValidator(_rising)] | None = None  # iterations, of schedule step
+    drop_factor: Annotated[float, Field(gt=0, lt=1), Is("a number above 0 and below 1")] | None = None
     momentum: Annotated[float, Field(ge=0, lt=1), Is("a number from 0 up to, but not including, 1")] = 0.0
     weight_decay: Annotated[float, Field(ge=0), Is("a number of 0 or more")] = 0.0
     evaluate_every: Count  # iterations
+    twins: Annotated[bool, Is("true or false")] = False  # a second copy, for linear mode connectivity
 
     @model_validator(mode="after")
     def _agree(self) -> Self:
@@ -162,15 +183,28 @@ class Train(Section):
         for key, value in (("momentum", self.momentum), ("weight_decay", self.weight_decay)):
             if value and self.optimizer != "sgd":
                 yield (key,), f"{value} is for sgd alone; remove it, or set train.optimizer to sgd"
+        for key, schedule in (("warm_up", "warm-up"), ("drops", "step"), ("drop_factor", "step")):
+            value = getattr(self, key)
+            if value is not None and self.schedule != schedule:
+                yield (key,), f"{_shown(value)} is for {schedule} alone; remove it, or set train.schedule to {schedule}"
+            if value is None and self.schedule == schedule and key != "drop_factor":
+                what = "a whole number of 1 or more" if key == "warm_up" else "a list of iterations"
+                yield (key,), f"missing; schedule {schedule} needs it: give {what}"
+
+
+Arms = Annotated[Several[Annotated[Arm, Is.one_of(get_args(Arm))]], AfterValidator(_distinct)]
 
 
 class Prune(Section):
     """How weights are pruned, and what each level compares."""
 
-    arms: Annotated[Several[Annotated[Arm, Is.one_of(get_args(Arm))]], AfterValidator(_distinct)]
+    arms: Arms
     criterion: Annotated[Criterion, Is.one_of(get_args(Criterion))]
     scope: Annotated[Scope, Is.one_of(get_args(Scope))]
     output_rate: Annotated[float, Field(ge=0, le=1), Is("a number from 0 to 1")]  # fraction of each step's rate
+    rewind: Annotated[int, Field(ge=0), Is("a whole number of 0 or more")] = 0  # iteration of the dense run
+    # whose final weights a child prunes
+    source: Annotated[Source, Is.one_of(get_args(Source))] = Field("ticket", alias="from")
 
 
 class Level(Section):
@@ -178,6 +212,10 @@ class Level(Section):
 
     sparsity: Annotated[float, Field(gt=0, lt=1), Is("a number above 0 and below 1")]  # fraction of weights removed
     parent: Annotated[str, Is('the name of a level, or "dense"')]
+    # its own, in the place of prune's
+    arms: Arms | None = None
+    criterion: Annotated[Criterion, Is.one_of(get_args(Criterion))] | None = None
+    scope: Annotated[Scope, Is.one_of(get_args(Scope))] | None = None
 
 
 def _some_levels(value: object) -> object:
@@ -213,6 +251,13 @@ def _mistakes_in_tree(levels: Mapping[str, Level]) -> Iterator[Mistake]:
             yield (name, "sparsity"), text
 
 
+class Verdict(Section):
+    """What counts as a match when a level is judged."""
+
+    margin: Annotated[float, Field(gt=0), Is("a number above 0")]  # points of test accuracy
+    speed_margin: Annotated[float, Field(gt=1), Is("a number above 1")]  # ratio of early-stopping iterations
+
+
 class Tracking(Section):
     """Where MLflow files the runs."""
 
@@ -234,6 +279,7 @@ class Params(Section):
     train: Train
     prune: Prune
     levels: Annotated[Mapping[LevelName, Level], BeforeValidator(_some_levels), AfterValidator(_check_tree)]
+    verdict: Verdict
     tracking: Tracking
     run: Run
 
@@ -286,12 +332,35 @@ class Params(Section):
             level = self.levels[level].parent
         return tuple(reversed(path))
 
+    def arms(self, level: str) -> tuple[Arm, ...]:
+        """The arms that a level compares."""
+        return self.levels[level].arms or self.prune.arms
+
+    @property
+    def every_arm(self) -> tuple[Arm, ...]:
+        """The arms of all levels, each once."""
+        return tuple(dict.fromkeys(arm for level in self.order for arm in self.arms(level)))
+
+    def criterion(self, level: str) -> Criterion:
+        """By what a level's weights are ranked."""
+        return self.levels[level].criterion or self.prune.criterion
+
+    def scope(self, level: str) -> Scope:
+        """Whether a level's weights are ranked layer by layer or all together."""
+        return self.levels[level].scope or self.prune.scope
+
     @model_validator(mode="after")
     def _agree(self) -> Self:
         _refuse(self._disagreements())
         return self
 
     def _disagreements(self) -> Iterator[Mistake]:
+        yield from self._disagreements_on_images_and_sizes()
+        yield from self._disagreements_on_iterations()
+        yield from self._disagreements_on_arms()
+        yield from self._disagreements_before_training()
+
+    def _disagreements_on_images_and_sizes(self) -> Iterator[Mistake]:
         total, held_out, left = TRAINING_IMAGES[self.data.name], self.validation_images, self.training_images
         if left < 1:
             text = f"{held_out} leaves none of the {total} training images; give less than {total}"
@@ -300,16 +369,62 @@ class Params(Section):
             text = f"{size} is more than the {left} training images left ({total} - {held_out} held out)"
             yield ("train", "batch_size"), f"{text}; give {left} or less"
         layers = [inputs * outputs for inputs, outputs in pairwise(self.sizes)]
-        weights = sum(layers) if self.prune.scope == "global" else min(layers[:-1])
         for name, level in self.levels.items():
+            together = self.scope(name) == "global"
+            weights = sum(layers) if together else min(layers[:-1])
             if round((1 - level.sparsity) * weights) == 0:
-                where = "network" if self.prune.scope == "global" else "smallest hidden layer"
+                where = "network" if together else "smallest hidden layer"
                 text = f"{level.sparsity} keeps none of the {weights} weights of the {where}; give less"
                 yield ("levels", name, "sparsity"), text
-        child = next((name for name in self.order if self.levels[name].parent != "dense"), None)
-        if child is not None and "ticket" not in self.prune.arms:
-            text = f"ticket is missing, yet {child} prunes the ticket of its parent {self.levels[child].parent}; add it"
-            yield ("prune", "arms"), text
+
+    def _disagreements_on_iterations(self) -> Iterator[Mistake]:
+        last = self.iterations
+        for section, key, value in (
+            ("prune", "rewind", self.prune.rewind),
+            ("train", "warm_up", self.train.warm_up),
+            ("train", "drops", (self.train.drops or (None,))[-1]),
+        ):
+            if value is not None and value >= max(last, 1):
+                yield (section, key), f"{value} is not before the last of the {last} iterations; give less"
+
+    def _disagreements_on_arms(self) -> Iterator[Mistake]:
+        source = self.prune.source
+        told: set[tuple[str, ...]] = set()
+        for name in self.order:
+            arms = self.arms(name)
+            key = ("levels", name, "arms") if self.levels[name].arms else ("prune", "arms")
+            child = next((child for child in self.order if self.levels[child].parent == name), None)
+            if child is not None and source not in arms and key not in told:
+                told.add(key)
+                text = f"{source} is missing, yet {child} prunes the {source} of its parent {name}; add it"
+                yield key, text
+            if self.train.schedule == "constant" and set(CONTINUED) <= set(arms) and key not in told:
+                told.add(key)
+                text = "finetune and lr-rewind are one with a constant learning rate; remove one, or set train.schedule"
+                yield key, text
+
+    def _disagreements_before_training(self) -> Iterator[Mistake]:
+        """What criteria that look at untrained weights ask for."""
+        for name, level in self.levels.items():
+            criterion = self.criterion(name)
+            if criterion not in BEFORE_TRAINING:
+                continue
+            own = ("levels", name)
+            if level.parent != "dense":
+                text = f"{level.parent} is trained, yet {criterion} ranks weights before training; make it dense"
+                yield (*own, "parent"), text
+            child = next((child for child in self.order if self.levels[child].parent == name), None)
+            if child is not None:
+                yield ("levels", child, "parent"), f"{name} is pruned by {criterion} and has no children; make it dense"
+            if self.scope(name) != "global":
+                where = (*own, "scope") if level.scope else ("prune", "scope")
+                yield where, f"{self.scope(name)} is not how {criterion} ranks (level {name}); make it global"
+            if others := [arm for arm in self.arms(name) if arm not in ("ticket", "reinit", "random")]:
+                where = (*own, "arms") if level.arms else ("prune", "arms")
+                yield where, f"{others[0]} does not go with {criterion} (level {name}); use ticket, reinit and random"
+            if self.prune.rewind:
+                text = f"{self.prune.rewind} does not go with {criterion} (level {name}), which prunes iteration 0"
+                yield ("prune", "rewind"), f"{text}; make it 0"
 
 
 def load(path: Path = Path("params.yaml")) -> Params:
@@ -349,7 +464,7 @@ def _line(details: ErrorDetails) -> str:
     if kind == "missing":
         return f"{_path(key)}: missing; {_give(_section(key[:-1]), str(key[-1]))}"
     if kind in ("extra_forbidden", "invalid_key"):
-        known = _section(key[:-1]).model_fields
+        known = [field.alias or name for name, field in _section(key[:-1]).model_fields.items()]
         hint = _did_you_mean(key[-1], known) or f"; the keys here are {', '.join(known)}"
         return f"{_path(key)}: unknown key{hint}"
     if kind == "model_type":

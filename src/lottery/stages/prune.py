@@ -22,13 +22,13 @@ def main() -> None:
             load_parameters(parent, "final").rows(tickets),
             tuple(mask[tickets] for mask in load_masks(parent)),
             path,
-            Pruning(p.prune.criterion, p.prune.scope, p.prune.output_rate),
+            Pruning(p.criterion(name), p.scope(name), p.prune.output_rate),
         )
         level = experiment.level(
             masks,
             load_parameters(Path("models/dense"), "initial"),
             path,
-            p.prune.arms,
+            p.arms(name),
             p.train.seeds,
             p.network.initialization,
             trainer(p, name, tracked.watch),

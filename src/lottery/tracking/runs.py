@@ -382,5 +382,5 @@ class Recorder:
 
 def expected(params: Params, level: str) -> list[tuple[str, int]]:
     """(arm, seed) of each network that a level has, in the order of the stack."""
-    arms = ("dense",) if level == "dense" else params.prune.arms
+    arms = ("dense",) if level == "dense" else params.arms(level)
     return [(arm, seed) for arm in arms for seed in params.train.seeds]

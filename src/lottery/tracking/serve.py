@@ -26,7 +26,7 @@ def serve_ui(port: int) -> None:
     settings = params.load()
     store = connect(settings.tracking.mlflow_experiment)
     view = f"mlflow.sharedViewState.{VIEW}"
-    store.call("set_experiment_tag", store.experiment, view, _view(settings.prune.arms))
+    store.call("set_experiment_tag", store.experiment, view, _view(settings.every_arm))
     uri = tracking_uri()
     base = shown_uri() if uri.startswith("http") else f"http://127.0.0.1:{port}"
     # the page opens in its mode for language models unless its address says otherwise; an order in the address would

@@ -1,0 +1,427 @@
+"""Frankle & Carbin's (2019) claims for LeNet on MNIST (section 2, figures 3 to 5), judged on a pipeline's networks.
+
+A claim *holds* where the 95 % paired t interval over seeds lies wholly on the claimed side, *does not hold* where it lies
+wholly on the other, and is *undecided* otherwise; it is *not tested* where a pipeline lacks what the claim speaks of.
+Direction and size are told apart. Each claim's test is stated in `CLAIMS`, before any run that it judges.
+
+E = early-stopping iteration, A = test accuracy there, F and G = test and training accuracy at the last iteration, r =
+round of 20 % pruning; round 0 is dense.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import pandas as pd
+
+from lottery.statistics import Interval, Side, contrast, interval, slope
+
+HOLDS, FAILS, UNDECIDED, NOT_TESTED = "holds", "does not hold", "undecided", "not tested"
+DESCRIPTIVE = "descriptive"
+
+RATE = 0.2  # of the weights that a round prunes
+SPEED = math.log(1.25)  # within which two early-stopping iterations are alike
+POINTS = 0.2  # within which two accuracies are alike
+PAPERS_ITERATIONS = 50_000
+ONE_SHOT = (0.05, 0.325, 0.5, 0.7, 0.825, 0.95)  # sparsities of hidden layers
+ONE_SHOT_FASTER = (0.325, 0.5, 0.7, 0.825)  # between 67.5 % and 17.6 % of the weights
+SMALL = 0.10  # the density below which iterative pruning is claimed to beat one-shot
+
+
+class MissingRoundError(LookupError):
+    """The pipeline has no such level, arm or pair of seeds: what is missing, in words."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a pipeline says of a claim."""
+
+    verdict: str
+    interval: Interval | None = None
+    unit: str = ""  # of the interval: points, ratio, log-ratio per round, or % accuracy
+    note: str = ""
+    papers_number: float | None = None  # in the interval's unit
+
+    @property
+    def papers_number_within(self) -> bool | None:
+        """Whether the paper's number lies within the interval."""
+        if self.papers_number is None or self.interval is None:
+            return None
+        return self.interval.low <= self.papers_number <= self.interval.high
+
+
+@dataclass(frozen=True)
+class Rounds:
+    """A pipeline's networks, a row a network as reports/networks.csv has, by rounds of 20 % and one-shot sparsities."""
+
+    networks: pd.DataFrame
+    iterations: int
+
+    @cached_property
+    def _paths(self) -> dict[tuple[float, ...], str]:
+        levels = self.networks.groupby("level", sort=False)[["parent", "sparsity"]].first()
+        paths: dict[str, tuple[float, ...]] = {"dense": ()}
+        for level, row in levels.iterrows():  # parents come before their children
+            if level != "dense":
+                paths[str(level)] = (*paths[row["parent"]], row["sparsity"])
+        return {path: level for level, path in paths.items()}
+
+    def round(self, r: int) -> str:
+        """The level after r rounds. Raises MissingRoundError."""
+        for path, level in self._paths.items():
+            if len(path) == r and all(
+                math.isclose(sparsity, 1 - (1 - RATE) ** (i + 1), abs_tol=1e-4) for i, sparsity in enumerate(path)
+            ):
+                return level
+        raise MissingRoundError(f"no level is round {r}")
+
+    def one_shot(self, sparsity: float) -> str:
+        """The level pruned from dense at once to this sparsity of its hidden layers. Raises MissingRoundError."""
+        for path, level in self._paths.items():
+            if len(path) == 1 and math.isclose(path[0], sparsity, abs_tol=1e-4):
+                return level
+        raise MissingRoundError(f"no level is pruned from dense at once to {sparsity:g}")
+
+    def rows(self, level: str, arm: str) -> pd.DataFrame:
+        """The networks of a level and arm by seed; dense's only arm stands for any. Raises MissingRoundError."""
+        here = self.networks[self.networks["level"] == level]
+        rows = here[here["arm"] == ("dense" if level == "dense" else arm)].set_index("seed")
+        if len(rows) < 2:
+            raise MissingRoundError(f"{level} has {len(rows) or 'no'} {arm} network{'s' * (len(rows) != 1)}")
+        return rows
+
+    def density(self, level: str) -> float:
+        """A level's density."""
+        return float(self.networks.loc[self.networks["level"] == level, "density"].iloc[0])
+
+    def difference(
+        self, measure: str, first: tuple[str, str], second: tuple[str, str] = ("dense", "dense")
+    ) -> Interval:
+        """Of a measure between two (level, arm), in percentage points."""
+        paired = (self.rows(*first)[measure] - self.rows(*second)[measure]).dropna()
+        return interval([100 * value for value in paired])
+
+    def logs(self, weight: float, level: str, arm: str) -> tuple[float, Mapping[int, float], Mapping[int, bool]]:
+        """Ln E of a level and arm by seed, as a term of a contrast."""
+        rows = self.rows(level, arm)
+        logs = {int(seed): math.log(e) for seed, e in rows["early_stopping_iteration"].items()}
+        return weight, logs, {int(seed): bool(flag) for seed, flag in rows["censored"].items()}
+
+    def log_ratio(self, first: tuple[str, str], second: tuple[str, str] = ("dense", "dense")) -> Interval:
+        """ln(E(first) / E(second))."""
+        return contrast([self.logs(1, *first), self.logs(-1, *second)])
+
+    def log_slope(self, arm: str, last: int) -> Interval:
+        """The least-squares slope of ln E on r = 0 (dense) to ``last``."""
+        weights = slope(range(last + 1))
+        return contrast([self.logs(float(w), self.round(r), arm) for r, w in enumerate(weights)])
+
+
+Test = Callable[[Rounds], Finding]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A claim of the paper's and its test."""
+
+    name: str
+    claim: str
+    paper: str  # the paper's number
+    tested: str  # how, in the letters above
+    test: Test = field(repr=False)
+
+    def judge(self, rounds: Rounds) -> Finding:
+        """What the pipeline says of it."""
+        try:
+            return self.test(rounds)
+        except MissingRoundError as missing:
+            return Finding(NOT_TESTED, note=str(missing))
+
+
+def directed(found: Interval, side: Side, bound: float = 0.0) -> str:
+    """Holds where the interval lies wholly on that side of the bound, does not hold where wholly on the other."""
+    above, below = found.low > bound, found.high < bound
+    if side == "above":
+        return HOLDS if above else FAILS if below else UNDECIDED
+    return HOLDS if below else FAILS if above else UNDECIDED
+
+
+def alike(found: Interval, margin: float) -> str:
+    """Holds where the interval lies within ± margin, does not hold where wholly outside."""
+    if -margin < found.low and found.high < margin:
+        return HOLDS
+    return FAILS if found.low > margin or found.high < -margin else UNDECIDED
+
+
+def all_of(verdicts: Sequence[str]) -> str:
+    """Holds where all hold, does not hold where any does not."""
+    if all(verdict == HOLDS for verdict in verdicts):
+        return HOLDS
+    return FAILS if FAILS in verdicts else UNDECIDED
+
+
+# --- tests -----------------------------------------------------------------------------------------------------------
+
+
+def _accuracy(side: Side, measure: str, r: int, arm: str, paper: float | None = None, bound: float = 0.0) -> Test:
+    def test(rounds: Rounds) -> Finding:
+        found = rounds.difference(measure, (rounds.round(r), arm))
+        return Finding(directed(found, side, bound), found, "points", papers_number=paper)
+
+    return test
+
+
+def _accuracy_is_back(r: int) -> Test:
+    def test(rounds: Rounds) -> Finding:
+        found = rounds.difference("test_accuracy", (rounds.round(r), "ticket"))
+        return Finding(alike(found, POINTS), found, "points")
+
+    return test
+
+
+def _speed(r: int) -> Test:
+    def test(rounds: Rounds) -> Finding:
+        found = rounds.log_ratio((rounds.round(r), "ticket"))
+        return Finding(directed(found, "below"), found.exp(), "ratio", papers_number=1 - 0.38)
+
+    return test
+
+
+def _speed_is_back(r: int) -> Test:
+    def test(rounds: Rounds) -> Finding:
+        found = rounds.log_ratio((rounds.round(r), "ticket"))
+        return Finding(alike(found, SPEED), found.exp(), "ratio")
+
+    return test
+
+
+def _trend(side: Side, arm: str, last: int) -> Test:
+    def test(rounds: Rounds) -> Finding:
+        found = rounds.log_slope(arm, last)
+        return Finding(directed(found, side), found, "log-ratio per round")
+
+    return test
+
+
+def _reinit_slower(r: int) -> Test:
+    def test(rounds: Rounds) -> Finding:
+        level = rounds.round(r)
+        found = rounds.log_ratio((level, "reinit"), (level, "ticket"))
+        return Finding(directed(found, "above"), found.exp(), "ratio", papers_number=2.51)
+
+    return test
+
+
+def _ticket_beats_reinit(r: int) -> Test:
+    def test(rounds: Rounds) -> Finding:
+        level = rounds.round(r)
+        found = rounds.difference("test_accuracy", (level, "ticket"), (level, "reinit"))
+        return Finding(directed(found, "above"), found, "points", papers_number=0.5)
+
+    return test
+
+
+def _last_of_chain(rounds: Rounds) -> int:
+    r = 0
+    while True:
+        try:
+            rounds.round(r + 1)
+        except MissingRoundError:
+            return r
+        r += 1
+
+
+def _best_round(rounds: Rounds) -> Finding:
+    rounds.round(9)  # the claim is about the curve around it
+    last = _last_of_chain(rounds)
+    accuracy = pd.DataFrame({r: rounds.rows(rounds.round(r), "ticket")["test_accuracy"] for r in range(last + 1)})
+    best = int(accuracy.mean().idxmax())
+    each = ", ".join(str(r) for r in accuracy.idxmax(axis=1))
+    density = rounds.density(rounds.round(best))
+    note = f"best mean at round {best} ({density:.1%} of the weights); seed by seed at rounds {each}"
+    return Finding(DESCRIPTIVE, interval([100 * a for a in accuracy[best]]), "% accuracy", note)
+
+
+def _training_accuracy(rounds: Rounds) -> Finding:
+    if rounds.iterations != PAPERS_ITERATIONS:
+        return Finding(NOT_TESTED, note=f"only at {PAPERS_ITERATIONS:,} iterations, not at {rounds.iterations:,}")
+    means = {r: rounds.rows(rounds.round(r), "ticket")["train_accuracy_last"].mean() for r in range(18)}
+    lowest = min(means, key=lambda r: means[r])
+    found = interval([100 * g for g in rounds.rows(rounds.round(lowest), "ticket")["train_accuracy_last"]])
+    return Finding(HOLDS if found.mean >= 99.9 else FAILS, found, "% accuracy", f"the lowest mean, at round {lowest}")
+
+
+def _final_accuracy(r: int) -> Test:
+    def test(rounds: Rounds) -> Finding:
+        found = rounds.difference("test_accuracy_last", (rounds.round(r), "ticket"))
+        last = _last_of_chain(rounds)
+        gains = {
+            k: rounds.difference("test_accuracy_last", (rounds.round(k), "ticket")).mean for k in range(1, last + 1)
+        }
+        best = max(gains, key=lambda k: gains[k])
+        note = f"the most over rounds, not tested: {gains[best]:+.2f} points at round {best}"
+        return Finding(directed(found, "above"), found, "points", note)
+
+    return test
+
+
+def _one_shot_faster(rounds: Rounds) -> Finding:
+    return _weakest({s: rounds.log_ratio((rounds.one_shot(s), "ticket")) for s in ONE_SHOT_FASTER}, "below", "ratio")
+
+
+def _one_shot_accurate(rounds: Rounds) -> Finding:
+    found = {s: rounds.difference("test_accuracy", (rounds.one_shot(s), "ticket")) for s in ONE_SHOT}
+    return _weakest(found, "above", "points")
+
+
+def _weakest(found: Mapping[float, Interval], side: Side, unit: str) -> Finding:
+    """All of several intervals, shown by the one that supports the claim least."""
+    verdicts = {sparsity: directed(each, side) for sparsity, each in found.items()}
+    least = min(found, key=lambda s: found[s].low) if side == "above" else max(found, key=lambda s: found[s].high)
+    said = ", ".join(f"{sparsity:g} {verdict}" for sparsity, verdict in verdicts.items())
+    shown = found[least].exp() if unit == "ratio" else found[least]
+    return Finding(all_of(list(verdicts.values())), shown, unit, f"hidden sparsity {said}; shown: {least:g}")
+
+
+def _iterative_beats_one_shot(rounds: Rounds) -> Finding:
+    """A of the iterative ticket, interpolated in the logarithm of density between two rounds, minus one-shot's."""
+    last = _last_of_chain(rounds)
+    densities = [rounds.density(rounds.round(r)) for r in range(last + 1)]
+    found: dict[float, Interval] = {}
+    for sparsity in ONE_SHOT:
+        level = rounds.one_shot(sparsity)
+        density = rounds.density(level)
+        r = next((r for r in range(last) if densities[r] >= density >= densities[r + 1]), None)
+        if density > SMALL or r is None:
+            continue
+        share = math.log(densities[r] / density) / math.log(densities[r] / densities[r + 1])
+        before, after = (rounds.rows(rounds.round(k), "ticket")["test_accuracy"] for k in (r, r + 1))
+        gains = ((1 - share) * before + share * after - rounds.rows(level, "ticket")["test_accuracy"]).dropna()
+        found[sparsity] = interval([100 * gain for gain in gains])
+    if not found:
+        raise MissingRoundError(f"no one-shot level below {SMALL:.0%} lies between two rounds")
+    return _weakest(found, "above", "points")
+
+
+CLAIMS = (
+    Claim(
+        "faster-at-21",
+        "Tickets learn faster than dense at 21.1 % of the weights",
+        "38 % earlier",
+        "ln E(ticket, 7)/E(dense) < 0",
+        _speed(7),
+    ),
+    Claim(
+        "ever-faster-to-21",
+        "Tickets learn ever faster down to 21 %",
+        "ever faster",
+        "per-seed slope of ln E(ticket, r) on r = 0..7 < 0",
+        _trend("below", "ticket", 7),
+    ),
+    Claim(
+        "speed-back-at-3.6",
+        "At 3.6 % tickets learn as fast as dense again",
+        "as fast as dense",
+        "ln E(ticket, 15)/E(dense) within ± ln 1.25",
+        _speed_is_back(15),
+    ),
+    Claim(
+        "better-at-13.5",
+        "Tickets are more accurate than dense at 13.5 %",
+        "more than 0.3 points",
+        "A(ticket, 9) - A(dense) > 0",
+        _accuracy("above", "test_accuracy", 9, "ticket"),
+    ),
+    Claim(
+        "better-at-13.5-by-0.3",
+        "... by more than 0.3 points",
+        "more than 0.3 points",
+        "A(ticket, 9) - A(dense) > 0.3",
+        _accuracy("above", "test_accuracy", 9, "ticket", bound=0.3),
+    ),
+    Claim("best-near-13.5", "Tickets are best near 13.5 %", "13.5 %", "the round of the best mean A", _best_round),
+    Claim(
+        "accuracy-back-at-3.6",
+        "At 3.6 % tickets are as accurate as dense again",
+        "as accurate as dense",
+        "A(ticket, 15) - A(dense) within ± 0.2 points",
+        _accuracy_is_back(15),
+    ),
+    Claim(
+        "ticket-below-from-2.9",
+        "Tickets are less accurate than dense from 2.9 %",
+        "below dense",
+        "A(ticket, 16) - A(dense) < 0",
+        _accuracy("below", "test_accuracy", 16, "ticket"),
+    ),
+    Claim(
+        "reinit-below-from-21",
+        "Reinitialized tickets are less accurate than dense from 21.1 %",
+        "below dense",
+        "A(reinit, 7) - A(dense) < 0",
+        _accuracy("below", "test_accuracy", 7, "reinit"),
+    ),
+    Claim(
+        "reinit-ever-slower",
+        "Reinitialized tickets learn ever slower",
+        "ever slower",
+        "per-seed slope of ln E(reinit, r) on r = 0..10 > 0",
+        _trend("above", "reinit", 10),
+    ),
+    Claim(
+        "reinit-slower-at-21",
+        "Reinitialized tickets learn slower than tickets at 21.1 %",
+        "2.51 times",
+        "ln E(reinit, 7)/E(ticket, 7) > 0",
+        _reinit_slower(7),
+    ),
+    Claim(
+        "ticket-beats-reinit-at-21",
+        "Tickets are more accurate than reinitialized ones at 21.1 %",
+        "0.5 points",
+        "A(ticket, 7) - A(reinit, 7) > 0",
+        _ticket_beats_reinit(7),
+    ),
+    Claim(
+        "training-accuracy",
+        "Training accuracy is about 100 % down to 2 % of the weights",
+        "about 100 %",
+        "seed-mean G(ticket, r) >= 99.9 % for every r <= 17, at 50,000 iterations",
+        _training_accuracy,
+    ),
+    Claim(
+        "final-accuracy",
+        "Tickets are more accurate than dense at the last iteration",
+        "up to 0.35 points",
+        "F(ticket, 9) - F(dense) > 0",
+        _final_accuracy(9),
+    ),
+    Claim(
+        "one-shot-faster",
+        "One-shot tickets learn faster than dense between 67.5 % and 17.6 %",
+        "faster",
+        "ln E(ticket)/E(dense) < 0 at each hidden sparsity of 0.325, 0.5, 0.7, 0.825",
+        _one_shot_faster,
+    ),
+    Claim(
+        "one-shot-accurate",
+        "One-shot tickets are more accurate than dense between 95 % and 5.17 %",
+        "more accurate",
+        "A(ticket) - A(dense) > 0 at each hidden sparsity of 0.05, 0.325, 0.5, 0.7, 0.825, 0.95",
+        _one_shot_accurate,
+    ),
+    Claim(
+        "iterative-beats-one-shot",
+        "Iterative pruning finds better tickets than one-shot pruning when they are small",
+        "better",
+        "A(iterative) - A(one-shot) > 0 at matched density, 10 % and below",
+        _iterative_beats_one_shot,
+    ),
+)
+
+
+def judge(networks: pd.DataFrame, iterations: int) -> list[tuple[Claim, Finding]]:
+    """Every claim with what the networks say of it; ``iterations`` are those that they were trained for."""
+    rounds = Rounds(networks, iterations)
+    return [(claim, claim.judge(rounds)) for claim in CLAIMS]

@@ -1,0 +1,77 @@
+"""params.yaml files for published experiments, and the `levels` block of iterative and one-shot pruning."""
+
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+from lottery import LotteryError
+from lottery.workplace import root
+
+PARAMS = "params.yaml"
+
+
+def folder() -> Path:
+    """Where the presets are."""
+    return root() / "presets"
+
+
+def listed() -> Iterator[tuple[str, str]]:
+    """Each preset's name and what its first line says of it."""
+    for path in sorted(folder().glob("*.yaml")):
+        yield path.stem, path.read_text(encoding="utf-8").partition("\n")[0].removeprefix("#").strip()
+
+
+def write(name: str, force: bool = False) -> Path:
+    """Write a preset to params.yaml. Raises LotteryError where there is none, or where changes would be lost."""
+    path = folder() / f"{name}.yaml"
+    if name not in dict(listed()):
+        raise LotteryError(f"presets: no preset is called {name!r}; choose from {', '.join(dict(listed()))}")
+    return _replace(path.read_text(encoding="utf-8"), force)
+
+
+def write_levels(rate: float, rounds: int, one_shot: bool, force: bool = False) -> Path:
+    """Put a `levels` block in the place of params.yaml's.
+
+    Round r keeps (1 - rate)^r of each hidden layer. Raises LotteryError where the rate or the number of rounds makes no
+    levels, or where changes would be lost.
+    """
+    if not 0 < rate < 1:
+        raise LotteryError(f"--rate {rate}: not a number above 0 and below 1; the paper prunes 0.2 a round")
+    if rounds < 1:
+        raise LotteryError(f"--rounds {rounds}: not a whole number of 1 or more; the paper prunes 20 rounds")
+    try:
+        text = (root() / PARAMS).read_text(encoding="utf-8")
+    except OSError as error:
+        raise LotteryError(f"{PARAMS}: cannot be read: {error.strerror}; `lottery preset NAME` writes one") from None
+    block = re.compile(r"^levels:.*\n(?:[ \t].*\n|\n)*", re.MULTILINE)
+    if not block.search(text):
+        raise LotteryError(f"{PARAMS}: has no levels block to replace; `lottery preset NAME` writes a whole file")
+    return _replace(block.sub(lambda _: levels(rate, rounds, one_shot), text), force)
+
+
+def levels(rate: float, rounds: int, one_shot: bool = False) -> str:
+    """A `levels` block: rounds of iterative pruning, each level the next one's parent, or one-shot from dense."""
+    width = len(str(rounds))
+    names = [f"r{r:0{width}}" for r in range(1, rounds + 1)]
+    parents = ["dense"] * rounds if one_shot else ["dense", *names]
+    lines = [
+        f"  {name}: {{sparsity: {round(1 - (1 - rate) ** r, 6)}, parent: {parent}}}\n"
+        for r, (name, parent) in enumerate(zip(names, parents, strict=False), start=1)
+    ]
+    return "levels:\n" + "".join(lines)
+
+
+def _replace(text: str, force: bool) -> Path:
+    path = root() / PARAMS
+    if path.exists() and not force and not _is_kept_elsewhere(path.read_text(encoding="utf-8")):
+        raise LotteryError(f"{PARAMS}: has changes that are not committed; commit them, or give --force to lose them")
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def _is_kept_elsewhere(text: str) -> bool:
+    """Whether a text is the committed params.yaml or a preset, so that overwriting it loses nothing."""
+    committed = subprocess.run(["git", "show", f"HEAD:./{PARAMS}"], cwd=root(), capture_output=True, text=True)
+    presets = (path.read_text(encoding="utf-8") for path in folder().glob("*.yaml"))
+    return (committed.returncode == 0 and committed.stdout == text) or text in presets
