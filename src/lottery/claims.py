@@ -1,7 +1,7 @@
 """Frankle & Carbin's (2019) claims for LeNet on MNIST (section 2, figures 3 to 5), judged on a pipeline's networks.
 
-A claim *holds* where the 95 % paired t interval over seeds lies wholly on the claimed side, *does not hold* where it lies
-wholly on the other, and is *undecided* otherwise; it is *not tested* where a pipeline lacks what the claim speaks of.
+A claim *holds* where the 95 % paired t interval over seeds lies wholly on the claimed side, *does not hold* where it
+lies wholly on the other, and is *undecided* otherwise; it is *not tested* where a pipeline lacks what it speaks of.
 Direction and size are told apart. Each claim's test is stated in `CLAIMS`, before any run that it judges.
 
 E = early-stopping iteration, A = test accuracy there, F and G = test and training accuracy at the last iteration, r =

@@ -1,8 +1,8 @@
 """What the networks of a pipeline show together: early stopping, means over seeds, intervals, and a verdict a level.
 
 Everything is paired by seed. The two primary outcomes are test accuracy at the early-stopping iteration, in percentage
-points, and the logarithm of the ratio of early-stopping iterations; what is said of them rests on 95 % paired t intervals
-over seeds, for one split of the images and one test set.
+points, and the logarithm of the ratio of early-stopping iterations; what is said of them rests on 95 % paired t
+intervals over seeds, for one split of the images and one test set.
 """
 
 import math
