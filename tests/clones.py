@@ -29,6 +29,7 @@ SMALL = {
         "p75": {"sparsity": 0.75, "parent": "p50"},
         "p80-at-once": {"sparsity": 0.8, "parent": "dense"},
     },
+    "verdict": {"margin": 0.2, "speed_margin": 1.25},
     "tracking": {"mlflow_experiment": "lottery-tickets"},
     "run": {"threads": "auto"},
 }

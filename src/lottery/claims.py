@@ -56,7 +56,7 @@ class Rounds:
     """A pipeline's networks, a row a network as reports/networks.csv has, by rounds of 20 % and one-shot sparsities."""
 
     networks: pd.DataFrame
-    iterations: int
+    iterations: int  # that each was trained for
 
     @cached_property
     def _paths(self) -> dict[tuple[float, ...], str]:
@@ -422,6 +422,11 @@ CLAIMS = (
 
 
 def judge(networks: pd.DataFrame, iterations: int) -> list[tuple[Claim, Finding]]:
-    """Every claim with what the networks say of it; ``iterations`` are those that they were trained for."""
+    """Every claim with what the networks, trained for so many iterations, say of it."""
     rounds = Rounds(networks, iterations)
     return [(claim, claim.judge(rounds)) for claim in CLAIMS]
+
+
+def not_tested(note: str) -> list[tuple[Claim, Finding]]:
+    """Every claim, not tested for this reason."""
+    return [(claim, Finding(NOT_TESTED, note=note)) for claim in CLAIMS]

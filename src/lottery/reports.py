@@ -1,16 +1,22 @@
 """What the reports say, from the table of networks and the table of levels."""
 
+import math
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pandas as pd
 
+from lottery.claims import Claim, Finding
+from lottery.statistics import Interval
+from lottery.verdicts import Judged
 
-def compared(levels: pd.DataFrame) -> dict[str, Any]:
+
+def compared(levels: pd.DataFrame, judged: Sequence[Judged] = ()) -> dict[str, Any]:
     """What people compare between pipelines, in percent: the numbers of reports/metrics.json.
 
     For each level its density, and for each arm the mean test accuracy at the early-stopping iteration (``ticket``)
-    and its difference from dense in percentage points (``ticket-dense``). The names are short because
-    `dvc metrics show` makes a column of each.
+    and its difference from dense in percentage points (``ticket-dense``); then the level's verdict. The names are short
+    because `dvc metrics show` makes a column of each.
     """
     baseline = _dense(levels)
     result: dict[str, Any] = {"dense": round(100 * baseline, 3)}
@@ -20,7 +26,46 @@ def compared(levels: pd.DataFrame) -> dict[str, Any]:
             numbers[row["arm"]] = row["test_accuracy_mean"]
             numbers[f"{row['arm']}-dense"] = row["test_accuracy_mean"] - baseline
         result[str(level)] = {name: round(100 * number, 3) for name, number in numbers.items()}
+    for each in judged:
+        result[each.level]["verdict"] = each.verdict
     return result
+
+
+def judged_claims(findings: Sequence[tuple[Claim, Finding]]) -> list[dict[str, Any]]:
+    """The paper's claims and what the networks say of them: the entries of reports/claims.json."""
+    return [_judged_claim(claim, finding) for claim, finding in findings]
+
+
+def _judged_claim(claim: Claim, finding: Finding) -> dict[str, Any]:
+    found = finding.interval or Interval(math.nan, math.nan, math.nan, ())
+    return {
+        "name": claim.name,
+        "claim": claim.claim,
+        "paper": claim.paper,
+        "tested": claim.tested,
+        "verdict": finding.verdict,
+        "unit": finding.unit,
+        "estimate": _number(found.mean),
+        "low": _number(found.low),
+        "high": _number(found.high),
+        "papers_number": finding.papers_number,
+        "papers_number_within": finding.papers_number_within,
+        "note": finding.note,
+    }
+
+
+def _number(value: float) -> float | None:
+    """A limit that censoring took away is null: JSON knows no infinity."""
+    return value if math.isfinite(value) else None
+
+
+def warnings(levels: pd.DataFrame) -> Iterator[str]:
+    """A line for every level and arm of which more than half the networks are censored."""
+    for row in levels[levels["censored"] > levels["n"] / 2].to_dict("records"):
+        yield (
+            f"{row['level']} {row['arm']}: {row['censored']} of {row['n']} networks are censored, their last "
+            "evaluation being their best; raise train.iterations (or epochs) in params.yaml to see where they stop"
+        )
 
 
 def experiment_results(levels: pd.DataFrame) -> dict[str, Any]:

@@ -26,7 +26,6 @@ ACCURACIES = (  # fractions: at the early-stopping iteration, at the last iterat
 CONFIDENCE = 0.95
 POWER = 0.8
 MOST_SEEDS = 100  # beyond these, the seeds that would be needed are "over 100"
-CONTROL_GAIN = 0.3  # points by which a ticket is taken to beat its controls when seeds are planned
 Side = Literal["above", "below"]
 
 
@@ -51,20 +50,39 @@ def early_stopping(history: pd.DataFrame) -> pd.DataFrame:
     ).reset_index(drop=True)
 
 
+def reached(history: pd.DataFrame, losses: Mapping[int, float]) -> list[float]:
+    """The first evaluated iteration at which each network's validation loss is its seed's ``losses`` or lower.
+
+    A second measure of speed, beside early stopping, when the losses are dense's lowest. A network's first evaluation
+    is no candidate; NaN where there is none. Networks in the history's order.
+    """
+    iterations = []
+    for (_, seed), curve in history.groupby(["arm", "seed"], sort=False):
+        there = curve.iloc[1:][curve["validation_loss"].iloc[1:] <= losses[seed]]
+        iterations.append(float(there["iteration"].iloc[0]) if len(there) else math.nan)
+    return iterations
+
+
 def summarize(networks: pd.DataFrame) -> pd.DataFrame:
     """Per level and arm: means and sample standard deviations over n seeds, in the order of appearance.
 
     ``networks`` has a row a network as reports/networks.csv has. One seed has no deviation: it is left empty.
+    ``compression`` is weights / weights kept, which in a multilayer perceptron is the theoretical speed-up too,
+    multiply-adds / multiply-adds kept (Blalock et al. 2020, section 6). ``dense_loss_iteration_mean`` is over the
+    ``dense_loss_reached`` networks that reach dense's lowest validation loss.
     """
     groups = networks.groupby(["level", "arm"], sort=False)
     kept = [column for column in networks if str(column).startswith("weights_kept")]
     summary = groups[["parent", "sparsity", "density"]].first()
+    summary.insert(3, "compression", 1 / summary["density"])
     summary["n"] = groups.size()
     summary[kept] = groups[kept].mean()
     for measure in (*ACCURACIES, "early_stopping_iteration"):
         summary[f"{measure}_mean"] = groups[measure].mean()
         summary[f"{measure}_std"] = groups[measure].std(ddof=1)
     summary["censored"] = groups["censored"].sum()
+    summary["dense_loss_iteration_mean"] = groups["dense_loss_iteration"].mean()
+    summary["dense_loss_reached"] = groups["dense_loss_iteration"].count()
     return summary.reset_index()
 
 

@@ -14,7 +14,15 @@ from pydantic import ValidationError
 from lottery import LotteryError
 from lottery.params import Params
 
-REPORTS = ("experiment_results.json", "levels.csv", "metrics.json", "networks.csv")  # what `evaluate` leaves
+REPORTS = (  # what `evaluate` leaves
+    "claims.json",
+    "conditions.csv",
+    "experiment_results.json",
+    "levels.csv",
+    "metrics.json",
+    "networks.csv",
+    "verdicts.csv",
+)
 
 
 class MissingError(Exception):
@@ -92,7 +100,7 @@ def recorded(lock: str, params: Params) -> list[Recorded]:
         stages: dict[str, Any] = (yaml.safe_load(lock) or {}).get("stages", {})
         return list(_stages(stages, params))
     except (yaml.YAMLError, AttributeError, KeyError, TypeError, ValueError) as error:
-        raise LotteryError("dvc.lock: not as DVC writes it; `git checkout dvc.lock` brings it back") from error
+        raise LotteryError("dvc.lock: not as DVC writes it; `dvc repro` or `git checkout dvc.lock` mends it") from error
 
 
 def _stages(stages: dict[str, Any], current: Params) -> Iterable[Recorded]:

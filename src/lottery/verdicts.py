@@ -1,0 +1,255 @@
+"""A verdict a level: is the ticket a winning one? And how sure that is, over seeds.
+
+At a level the ticket is, with m the margin in points and s the ratio within which speeds match:
+
+- *equal* where it is not m points less accurate than dense, *worse* where it is;
+- *fast* where its early-stopping iteration is less than s times dense's, *slow* where it is more;
+- *special* where it beats both controls, `reinit` and `random`;
+- *ordinary* where a control, too, is not m points less accurate than dense, and the ticket is less than m points
+  better than it.
+
+Each of these is one or two conditions on 95 % paired t intervals over seeds: an interval lies wholly on one side of a
+bound. Unadjusted intervals decide, since all of a verdict's conditions must hold; beside them stand p-values adjusted
+over levels by Holm's method, one family a comparison. A *censored* ticket leaves speed undecided.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+import pandas as pd
+
+from lottery.statistics import (
+    CONFIDENCE,
+    Interval,
+    Side,
+    contrast,
+    holm,
+    interval,
+    pooled_deviation,
+    seeds_needed,
+)
+
+CONTROLS = ("reinit", "random")
+FEWEST_SEEDS = 3
+CONTROL_GAIN = 0.3  # points by which tickets are taken to beat their controls when seeds are planned
+WINNING, WORSE, SLOWER, ORDINARY, UNDECIDED = (
+    "winning ticket",
+    "worse than dense",
+    "accurate but slower",
+    "sparse but not special",
+    "undecided",
+)
+
+
+@dataclass(frozen=True)
+class Condition:
+    """That the mean of paired differences lies on one side of a bound; where it is a ratio, of its logarithm."""
+
+    name: str
+    comparison: str  # what is compared, as in `ticket - dense`
+    side: Side
+    bound: float  # points, or the logarithm of a ratio
+    found: Interval
+    truth: float  # what the mean is taken to be when seeds are planned, fixed in advance
+
+    @property
+    def holds(self) -> bool:
+        """Whether the interval lies wholly on that side."""
+        return self.found.low > self.bound if self.side == "above" else self.found.high < self.bound
+
+    @property
+    def p_value(self) -> float:
+        """See `Interval.p_value`."""
+        return self.found.p_value(self.bound, self.side)
+
+    @property
+    def is_ratio(self) -> bool:
+        """Whether the comparison is one of early-stopping iterations."""
+        return "/" in self.comparison
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A level's verdict, and why."""
+
+    level: str
+    verdict: str
+    conditions: Mapping[str, Condition]
+    adjusted: Mapping[str, float]  # Holm's p-values, by condition
+    decisive: tuple[str, ...]  # the conditions that the verdict rests on; where undecided, those that fail
+    seeds: Mapping[str, int | None]  # that a failing condition would need; None: over 100
+    reason: str = ""  # why nothing can be said, where that is so
+
+    @property
+    def survives(self) -> bool | None:
+        """Whether the verdict's conditions hold with adjusted p-values too; None where there is no verdict."""
+        if self.verdict == UNDECIDED:
+            return None
+        return all(self.adjusted[name] < 1 - CONFIDENCE for name in self.decisive)
+
+
+def judge(networks: pd.DataFrame, margin: float, speed_margin: float) -> list[Judged]:
+    """Every level's verdict, in the order of the rows.
+
+    ``networks`` has a row a network as reports/networks.csv has; ``margin`` in points, ``speed_margin`` a ratio.
+    """
+    found = {level: dict(_conditions(networks, level, margin, speed_margin)) for level in _levels(networks)}
+    adjusted: dict[str, dict[str, float]] = {level: {} for level in found}
+    for name in dict.fromkeys(name for conditions in found.values() for name in conditions):
+        levels = [level for level in found if name in found[level]]
+        p_values = holm([found[level][name].p_value for level in levels])
+        for level, p_value in zip(levels, p_values, strict=True):
+            adjusted[level][name] = p_value
+    deviations = {
+        comparison: pooled_deviation([condition.found for condition in same])
+        for comparison, same in _by_comparison(found)
+    }
+    return [_judge(level, networks, found[level], adjusted[level], deviations) for level in found]
+
+
+def _levels(networks: pd.DataFrame) -> list[str]:
+    rows = networks[networks["arm"] == "ticket"]
+    return [str(level) for level in rows["level"].unique()]
+
+
+def _by_comparison(found: Mapping[str, Mapping[str, Condition]]) -> Iterator[tuple[str, list[Condition]]]:
+    """Each level's intervals of a comparison, once, whatever the number of its conditions."""
+    every = [condition for conditions in found.values() for condition in conditions.values()]
+    for comparison, same in groupby(sorted(every, key=lambda c: c.comparison), key=lambda c: c.comparison):
+        yield comparison, list({id(condition.found): condition for condition in same}.values())
+
+
+def _conditions(networks: pd.DataFrame, level: str, m: float, s: float) -> Iterator[tuple[str, Condition]]:
+    arms = {
+        arm: rows.set_index("seed") for arm, rows in networks[networks["level"] == level].groupby("arm", sort=False)
+    }
+    arms["dense"] = networks[networks["level"] == "dense"].set_index("seed")
+
+    def points(first: str, second: str) -> Interval:
+        paired = (arms[first]["test_accuracy"] - arms[second]["test_accuracy"]).dropna()
+        return interval([100 * value for value in paired])
+
+    def condition(name: str, of: str, side: Side, bound: float, found: Interval, truth: float = 0.0) -> Condition:
+        return Condition(name, of, side, bound, found, truth)
+
+    accuracy, speed = points("ticket", "dense"), log_ratio(arms["ticket"], arms["dense"])
+    of = "ticket - dense"
+    every = [condition("equal", of, "above", -m, accuracy), condition("worse", of, "below", -m, accuracy)]
+    of = "ticket / dense"
+    every += [condition("fast", of, "below", math.log(s), speed), condition("slow", of, "above", math.log(s), speed)]
+    for arm in (arm for arm in arms if arm not in ("ticket", "dense")):
+        gain, of = points("ticket", arm), f"ticket - {arm}"
+        every.append(condition(f"beats {arm}", of, "above", 0.0, gain, CONTROL_GAIN))
+        if arm in CONTROLS:
+            every.append(condition(f"no better than {arm}", of, "below", m, gain))
+            every.append(condition(f"{arm} equal", f"{arm} - dense", "above", -m, points(arm, "dense")))
+    for each in every:
+        yield each.name, each
+
+
+def log_ratio(ticket: pd.DataFrame, dense: pd.DataFrame) -> Interval:
+    """ln(E(ticket) / E(dense)) over the seeds of both, tables with a row a seed.
+
+    A censored dense network makes it an upper bound; a censored ticket leaves it without any.
+    """
+    terms = []
+    for weight, rows in ((1.0, ticket), (-1.0, dense)):
+        logs = {int(seed): math.log(e) for seed, e in rows["early_stopping_iteration"].items()}
+        terms.append((weight, logs, {int(seed): bool(flag) for seed, flag in rows["censored"].items()}))
+    found = contrast(terms)
+    return found if math.isfinite(found.high) else Interval(found.mean, -math.inf, math.inf, found.values)
+
+
+def _judge(
+    level: str,
+    networks: pd.DataFrame,
+    conditions: Mapping[str, Condition],
+    adjusted: Mapping[str, float],
+    deviations: Mapping[str, float],
+) -> Judged:
+    def judged(verdict: str, decisive: Sequence[str], reason: str = "") -> Judged:
+        seeds = {name: _seeds(conditions[name], deviations) for name in decisive if not conditions[name].holds}
+        return Judged(level, verdict, conditions, adjusted, tuple(decisive), seeds, reason)
+
+    def holds(*names: str) -> bool:
+        return all(conditions[name].holds for name in names)
+
+    missing = [arm for arm in CONTROLS if f"beats {arm}" not in conditions]
+    seeds = min(len(condition.found.values) for condition in conditions.values())
+    if missing:
+        return judged(UNDECIDED, (), f"the control {missing[0]} is missing")
+    if seeds < FEWEST_SEEDS:
+        return judged(UNDECIDED, (), f"{seeds} seed{'s' * (seeds != 1)}, of {FEWEST_SEEDS} at least")
+    if holds("worse"):
+        return judged(WORSE, ("worse",))
+    winning = ("equal", "fast", *(f"beats {arm}" for arm in CONTROLS))
+    if holds(*winning):
+        return judged(WINNING, winning)
+    if holds("equal", "slow"):
+        return judged(SLOWER, ("equal", "slow"))
+    for arm in CONTROLS:
+        ordinary = ("equal", f"{arm} equal", f"no better than {arm}")
+        if holds(*ordinary):
+            return judged(ORDINARY, ordinary)
+    return judged(UNDECIDED, [name for name in winning if not conditions[name].holds])
+
+
+def _seeds(condition: Condition, deviations: Mapping[str, float]) -> int | None:
+    return seeds_needed(abs(condition.truth - condition.bound), deviations[condition.comparison])
+
+
+def explanation(judged: Judged) -> str:
+    """Why a verdict is as it is, in words for a table."""
+    if judged.reason:
+        return judged.reason
+    if judged.verdict != UNDECIDED:
+        return "" if judged.survives else "not after Holm's adjustment over levels"
+    parts = []
+    for name in judged.decisive:
+        seeds = judged.seeds[name]
+        if name == "fast" and math.isinf(judged.conditions[name].found.high):
+            parts.append("fast: a ticket is censored, raise train.iterations")
+        else:
+            parts.append(f"{name}: needs {'over 100' if seeds is None else f'about {seeds}'} seeds")
+    return "; ".join(parts)
+
+
+def table(judged: Sequence[Judged]) -> pd.DataFrame:
+    """A row a level: its verdict, whether it survives Holm's adjustment, and why."""
+    return pd.DataFrame(
+        {
+            "level": [each.level for each in judged],
+            "verdict": [each.verdict for each in judged],
+            "survives_holm": ["" if each.survives is None else str(each.survives).lower() for each in judged],
+            "why": [explanation(each) for each in judged],
+        }
+    )
+
+
+def conditions_table(judged: Sequence[Judged]) -> pd.DataFrame:
+    """A row a level and condition: the interval, the bound and the p-values; ratios where the comparison is one."""
+    rows = []
+    for each in judged:
+        for name, condition in each.conditions.items():
+            shown = condition.found.exp() if condition.is_ratio else condition.found
+            bound = math.exp(condition.bound) if condition.is_ratio else condition.bound
+            rows.append(
+                {
+                    "level": each.level,
+                    "condition": name,
+                    "comparison": condition.comparison,
+                    "unit": "ratio" if condition.is_ratio else "points",
+                    "mean": shown.mean,
+                    "low": shown.low,
+                    "high": shown.high,
+                    "side": condition.side,
+                    "bound": bound,
+                    "holds": str(condition.holds).lower(),
+                    "p": condition.p_value,
+                    "p_holm": each.adjusted[name],
+                    "seeds": len(condition.found.values),
+                }
+            )
+    return pd.DataFrame(rows)
