@@ -21,7 +21,7 @@ def _in_a_folder_with_the_default_params(tmp_path: Path, monkeypatch: pytest.Mon
 def test_check_says_how_much_the_file_asks_for(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["check"]) == 0
     assert capsys.readouterr().out == (
-        "params.yaml: 5 levels x 3 arms x 5 seeds + 5 dense: 80 networks of 784-300-100-10, 4580 iterations each\n"
+        "params.yaml: 5 levels, 15 arms in all, 5 seeds: 80 networks of 784-300-100-10, 4580 iterations each\n"
     )
 
 
@@ -32,7 +32,7 @@ def test_check_knows_that_digits_are_smaller(capsys: pytest.CaptureFixture[str])
     Path("params.yaml").write_text(text, encoding="utf-8")
     assert main(["check"]) == 0
     assert capsys.readouterr().out == (
-        "params.yaml: 5 levels x 3 arms x 1 seed + 1 dense: 16 networks of 64-20-10, 105 iterations each\n"
+        "params.yaml: 5 levels, 15 arms in all, 1 seed: 16 networks of 64-20-10, 105 iterations each\n"
     )
 
 

@@ -1,4 +1,4 @@
-"""What a person types beside `dvc`: ``lottery check``, ``lottery sync``, ``lottery ui``, ``lottery server``.
+"""What a person types beside `dvc`: ``lottery check``, ``preset``, ``levels``, ``sync``, ``ui`` and ``server``.
 
 Each command imports what it needs when it runs: ``lottery check`` answers before torch could even be imported.
 """
@@ -18,10 +18,32 @@ def check(arguments: argparse.Namespace) -> int:
     arms = sum(len(settings.arms(level)) for level in settings.levels)
     sizes = "-".join(map(str, settings.sizes))
     print(
-        f"params.yaml: {_count(levels, 'level')} with {_count(arms, 'arm')} in all x {_count(seeds, 'seed')} + "
-        f"{seeds} dense: {(arms + 1) * seeds} networks of {sizes}, {_count(settings.iterations, 'iteration')} each"
+        f"params.yaml: {_count(levels, 'level')}, {_count(arms, 'arm')} in all, {_count(seeds, 'seed')}: "
+        f"{(arms + 1) * seeds} networks of {sizes}, {_count(settings.iterations, 'iteration')} each"
     )
     return 0
+
+
+def preset(arguments: argparse.Namespace) -> int:
+    """Write a preset to params.yaml, or list them. Raises LotteryError where that cannot be."""
+    from lottery import presets
+
+    if arguments.name is None:
+        lines = presets.listed()
+        width = max(map(len, lines))
+        for name, line in lines.items():
+            print(f"{name:{width}}  {line}")
+        return 0
+    presets.write(arguments.name, arguments.force)
+    return check(arguments)
+
+
+def levels(arguments: argparse.Namespace) -> int:
+    """Write params.yaml's levels block. Raises LotteryError where that cannot be."""
+    from lottery import presets
+
+    presets.write_levels(arguments.rate, arguments.rounds, arguments.one_shot, arguments.force)
+    return check(arguments)
 
 
 def ui(arguments: argparse.Namespace) -> int:
@@ -68,6 +90,18 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     command = commands.add_parser("check", help="validate params.yaml")
     command.set_defaults(run=check)
+
+    command = commands.add_parser("preset", help="write params.yaml for a published experiment; alone: list them")
+    command.add_argument("name", nargs="?", metavar="NAME")
+    command.add_argument("--force", action="store_true", help="overwrite changes that are not committed")
+    command.set_defaults(run=preset)
+
+    command = commands.add_parser("levels", help="write the levels of iterative or one-shot pruning to params.yaml")
+    command.add_argument("--rate", type=float, required=True, help="fraction of the weights that a round prunes")
+    command.add_argument("--rounds", type=int, required=True)
+    command.add_argument("--one-shot", action="store_true", help="prune every level from dense at once")
+    command.add_argument("--force", action="store_true", help="overwrite changes that are not committed")
+    command.set_defaults(run=levels)
 
     command = commands.add_parser("ui", help="serve the MLflow UI on 127.0.0.1")
     command.add_argument("--port", type=int, default=5000, help="default: %(default)s")

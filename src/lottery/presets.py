@@ -2,35 +2,30 @@
 
 import re
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 from lottery import LotteryError
-from lottery.workplace import root
 
-PARAMS = "params.yaml"
-
-
-def folder() -> Path:
-    """Where the presets are."""
-    return root() / "presets"
+PARAMS, FOLDER = Path("params.yaml"), Path("presets")
 
 
-def listed() -> Iterator[tuple[str, str]]:
-    """Each preset's name and what its first line says of it."""
-    for path in sorted(folder().glob("*.yaml")):
-        yield path.stem, path.read_text(encoding="utf-8").partition("\n")[0].removeprefix("#").strip()
+def listed() -> dict[str, str]:
+    """Each preset's name and what its first line says of it. Raises LotteryError where there are none."""
+    paths = sorted(FOLDER.glob("*.yaml"), key=lambda path: path.stem)
+    if not paths:
+        raise LotteryError(f"{FOLDER}: no presets are here; run this in the folder that holds dvc.yaml")
+    first_lines = (path.read_text(encoding="utf-8").partition("\n")[0] for path in paths)
+    return {path.stem: line.removeprefix("#").strip() for path, line in zip(paths, first_lines, strict=True)}
 
 
-def write(name: str, force: bool = False) -> Path:
+def write(name: str, force: bool = False) -> None:
     """Write a preset to params.yaml. Raises LotteryError where there is none, or where changes would be lost."""
-    path = folder() / f"{name}.yaml"
-    if name not in dict(listed()):
-        raise LotteryError(f"presets: no preset is called {name!r}; choose from {', '.join(dict(listed()))}")
-    return _replace(path.read_text(encoding="utf-8"), force)
+    if name not in listed():
+        raise LotteryError(f"{FOLDER}: no preset is called {name!r}; choose from {', '.join(listed())}")
+    _replace((FOLDER / f"{name}.yaml").read_text(encoding="utf-8"), force)
 
 
-def write_levels(rate: float, rounds: int, one_shot: bool, force: bool = False) -> Path:
+def write_levels(rate: float, rounds: int, one_shot: bool, force: bool = False) -> None:
     """Put a `levels` block in the place of params.yaml's.
 
     Round r keeps (1 - rate)^r of each hidden layer. Raises LotteryError where the rate or the number of rounds makes no
@@ -41,13 +36,13 @@ def write_levels(rate: float, rounds: int, one_shot: bool, force: bool = False) 
     if rounds < 1:
         raise LotteryError(f"--rounds {rounds}: not a whole number of 1 or more; the paper prunes 20 rounds")
     try:
-        text = (root() / PARAMS).read_text(encoding="utf-8")
+        text = PARAMS.read_text(encoding="utf-8")
     except OSError as error:
         raise LotteryError(f"{PARAMS}: cannot be read: {error.strerror}; `lottery preset NAME` writes one") from None
     block = re.compile(r"^levels:.*\n(?:[ \t].*\n|\n)*", re.MULTILINE)
     if not block.search(text):
         raise LotteryError(f"{PARAMS}: has no levels block to replace; `lottery preset NAME` writes a whole file")
-    return _replace(block.sub(lambda _: levels(rate, rounds, one_shot), text), force)
+    _replace(block.sub(lambda _: levels(rate, rounds, one_shot), text), force)
 
 
 def levels(rate: float, rounds: int, one_shot: bool = False) -> str:
@@ -62,16 +57,14 @@ def levels(rate: float, rounds: int, one_shot: bool = False) -> str:
     return "levels:\n" + "".join(lines)
 
 
-def _replace(text: str, force: bool) -> Path:
-    path = root() / PARAMS
-    if path.exists() and not force and not _is_kept_elsewhere(path.read_text(encoding="utf-8")):
+def _replace(text: str, force: bool) -> None:
+    if PARAMS.exists() and not force and not _is_kept_elsewhere(PARAMS.read_text(encoding="utf-8")):
         raise LotteryError(f"{PARAMS}: has changes that are not committed; commit them, or give --force to lose them")
-    path.write_text(text, encoding="utf-8")
-    return path
+    PARAMS.write_text(text, encoding="utf-8")
 
 
 def _is_kept_elsewhere(text: str) -> bool:
     """Whether a text is the committed params.yaml or a preset, so that overwriting it loses nothing."""
-    committed = subprocess.run(["git", "show", f"HEAD:./{PARAMS}"], cwd=root(), capture_output=True, text=True)
-    presets = (path.read_text(encoding="utf-8") for path in folder().glob("*.yaml"))
+    committed = subprocess.run(["git", "show", f"HEAD:./{PARAMS}"], capture_output=True, text=True)
+    presets = (path.read_text(encoding="utf-8") for path in FOLDER.glob("*.yaml"))
     return (committed.returncode == 0 and committed.stdout == text) or text in presets

@@ -1,0 +1,149 @@
+"""Presets: valid, described, and written without losing anybody's changes."""
+
+import subprocess
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from clones import IDENTITY, ROOT
+
+from lottery.cli import main
+from lottery.params import load
+from lottery.presets import levels
+
+PRESETS = sorted(path.stem for path in (ROOT / "presets").glob("*.yaml"))
+
+
+@pytest.fixture
+def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A git repository with the presets and a committed params.yaml, as the current folder."""
+    (tmp_path / "presets").mkdir()
+    for name in PRESETS:
+        (tmp_path / "presets" / f"{name}.yaml").write_bytes((ROOT / "presets" / f"{name}.yaml").read_bytes())
+    (tmp_path / "params.yaml").write_bytes((ROOT / "params.yaml").read_bytes())
+    for command in (["init", "-q"], ["add", "-A"], [*IDENTITY, "commit", "-qm", "Begin"]):
+        subprocess.run(["git", *command], cwd=tmp_path, check=True)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_the_presets_are_those_that_the_readme_names() -> None:
+    assert PRESETS == ["default", "one-shot", "paper", "paper-short", "quick"]
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_is_valid(name: str) -> None:
+    load(ROOT / "presets" / f"{name}.yaml")
+
+
+def test_params_yaml_is_the_default_preset() -> None:
+    assert (ROOT / "params.yaml").read_text() == (ROOT / "presets/default.yaml").read_text()
+
+
+@pytest.mark.parametrize(("name", "rounds", "iterations"), [("paper", 20, 50_000), ("paper-short", 16, 20_000)])
+def test_the_papers_presets_are_the_papers(name: str, rounds: int, iterations: int) -> None:
+    """Frankle & Carbin (2019), section 2 and figure 2, LeNet on MNIST."""
+    p = load(ROOT / "presets" / f"{name}.yaml")
+    assert (p.training_images, p.validation_images, p.data.scale) == (55_000, 5_000, "unit")
+    assert (p.network.hidden, p.network.initialization) == ((300, 100), "glorot-normal")
+    assert (p.train.optimizer, p.train.learning_rate, p.train.batch_size) == ("adam", 0.0012, 60)
+    assert (p.iterations, p.train.evaluate_every, len(p.train.seeds)) == (iterations, 100, 5)
+    chain = [name for name in p.order if not name.startswith("one-shot")]
+    assert len(chain) == rounds
+    kept = [1.0, *(1 - p.levels[name].sparsity for name in chain)]
+    assert [after / before for before, after in pairwise(kept)] == pytest.approx([0.8] * rounds, abs=1e-3)
+    assert p.prune.output_rate == 0.5
+    assert all(p.arms(name) == ("ticket", "reinit", "random") for name in chain)
+    at_once = {p.levels[name].sparsity: p.arms(name) for name in p.order if name not in chain}
+    assert at_once == dict.fromkeys((0.05, 0.325, 0.5, 0.7, 0.825, 0.95), ("ticket", "reinit"))
+
+
+def test_a_preset_is_written_and_checked(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["preset", "quick"]) == 0
+    assert "21 networks" in capsys.readouterr().out
+    assert (repository / "params.yaml").read_text() == (ROOT / "presets/quick.yaml").read_text()
+
+
+def test_a_preset_can_follow_another(repository: Path) -> None:
+    """A preset as it stands can be had again, so nothing is lost."""
+    assert main(["preset", "quick"]) == 0
+    assert main(["preset", "paper"]) == 0
+
+
+def test_presets_are_listed_with_a_line_and_the_time_to_expect(
+    repository: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["preset"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == PRESETS
+    assert all("on 2 cores" in line for line in lines)
+
+
+@pytest.mark.parametrize("command", [["preset", "quick"], ["levels", "--rate", "0.2", "--rounds", "3"]])
+def test_uncommitted_changes_are_not_overwritten_without_force(
+    repository: Path, command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    changed = (repository / "params.yaml").read_text().replace("0.0012", "0.0013")
+    (repository / "params.yaml").write_text(changed)
+    assert main(command) == 2
+    assert capsys.readouterr().err == (
+        "params.yaml: has changes that are not committed; commit them, or give --force to lose them\n"
+    )
+    assert (repository / "params.yaml").read_text() == changed
+    assert main([*command, "--force"]) == 0
+    assert (repository / "params.yaml").read_text() != changed
+
+
+def test_a_preset_that_does_not_exist_is_one_line(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["preset", "papper"]) == 2
+    assert capsys.readouterr().err == (
+        "presets: no preset is called 'papper'; choose from default, one-shot, paper, paper-short, quick\n"
+    )
+
+
+def test_outside_the_repository_there_are_no_presets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["preset"]) == 2
+    assert capsys.readouterr().err == "presets: no presets are here; run this in the folder that holds dvc.yaml\n"
+
+
+def test_levels_replace_the_block_and_nothing_else(repository: Path) -> None:
+    before = (repository / "params.yaml").read_text()
+    assert main(["levels", "--rate", "0.2", "--rounds", "12"]) == 0
+    after = (repository / "params.yaml").read_text()
+    start, end = before.index("levels:"), before.index("verdict:")
+    assert after.startswith(before[:start])
+    assert after.endswith(before[end:])
+    p = load()
+    assert list(p.levels) == [f"r{r:02}" for r in range(1, 13)]
+    assert p.path("r03") == pytest.approx((0.2, 0.36, 0.488))
+
+
+def test_one_shot_levels_have_dense_for_parent() -> None:
+    assert levels(0.5, 2, one_shot=True) == (
+        "levels:\n  r1: {sparsity: 0.5, parent: dense}\n  r2: {sparsity: 0.75, parent: dense}\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        (["--rate", "1", "--rounds", "3"], "--rate 1.0: not a number above 0 and below 1"),
+        (["--rate", "0.2", "--rounds", "0"], "--rounds 0: not a whole number of 1 or more"),
+    ],
+)
+def test_a_rate_and_rounds_that_make_no_levels_are_one_line(
+    repository: Path, options: list[str], line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = (repository / "params.yaml").read_text()
+    assert main(["levels", *options]) == 2
+    assert capsys.readouterr().err.startswith(line)
+    assert (repository / "params.yaml").read_text() == before
+
+
+def test_without_git_everything_is_uncommitted(repository: Path) -> None:
+    (repository / ".git").rename(repository / "no-git")
+    (repository / "params.yaml").write_text("a: 1\n")
+    assert main(["preset", "quick"]) == 2
