@@ -34,7 +34,8 @@ def serve_ui(port: int) -> None:
     query = f"workflowType=machine_learning&viewStateShareKey={VIEW}"
     print(f"MLflow UI: {base}/#/experiments/{store.experiment}/runs?{query}", flush=True)
     if not uri.startswith("http"):
-        server = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--workers", "1"]
+        os.environ["MLFLOW_BACKEND_STORE_URI"] = uri  # a command line, which all users see, would show its password
+        server = [sys.executable, "-m", "mlflow", "server", "--workers", "1"]
         os.execv(sys.executable, [*server, "--host", "127.0.0.1", "--port", str(port)])
 
 
