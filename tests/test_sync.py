@@ -236,15 +236,21 @@ def test_concurrent_syncs_make_each_run_once(clone: Clone) -> None:
 
 
 @pytest.mark.slow
-def test_two_clones_fill_one_server_once(clone: Clone, tmp_path: Path) -> None:
+@pytest.mark.parametrize("apart", ["two machines", "two names of the server"])
+def test_two_clones_fill_one_server_once(clone: Clone, tmp_path: Path, apart: str) -> None:
     before = picture(store(clone))
     shutil.copytree(clone.folder, tmp_path / "other", symlinks=True)
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
     with serving(tmp_path) as (uri, _):
         started = []
         for number, folder in enumerate((clone.folder, tmp_path / "other")):
-            (tmp_path / str(number)).mkdir()
-            # another folder for temporary files, and so no lock in common: two machines
-            own = clone.environment | {"MLFLOW_TRACKING_URI": uri, "TMPDIR": str(tmp_path / str(number))}
+            own = clone.environment | {"MLFLOW_TRACKING_URI": uri, "TMPDIR": str(temporary)}
+            if apart == "two machines":  # without a folder for temporary files, and so without a lock, in common
+                (temporary / str(number)).mkdir()
+                own |= {"TMPDIR": str(temporary / str(number))}
+            elif number:
+                own |= {"MLFLOW_TRACKING_URI": uri.replace("127.0.0.1", "localhost")}
             own |= {"PYTHONPATH": str(folder / "src")}
             command = [sys.executable, "-m", "lottery.cli", "sync"]
             started.append(subprocess.Popen(command, cwd=folder, env=own))
