@@ -165,6 +165,25 @@ def test_other_revisions_are_synced_without_touching_the_workspace(clone: Clone)
 
 
 @pytest.mark.slow
+def test_a_commit_that_cannot_be_synced_costs_only_its_own_runs(clone: Clone) -> None:
+    clone.commit("First")
+    first, lock = clone.run("git", "rev-parse", "HEAD").strip(), (clone.folder / "dvc.lock").read_text()
+    (clone.folder / "dvc.lock").write_text("schema: '2.0'\nstages:\n  train: {cmd: other}\n")
+    clone.commit("Another version's")
+    other = clone.run("git", "rev-parse", "HEAD").strip()
+    (clone.folder / "dvc.lock").write_text(lock)
+    shutil.rmtree(clone.folder / ".dvc/cache")
+    lose_the_store(clone)
+    told = sync(clone, "--all-commits")
+    assert f"{first[:7]}: runs: 3 made" in told  # download shows none of its files, and git has the reports
+    gone = f"{first[:7]}: prune@p75: its files are in no DVC cache or remote within reach: "
+    assert sum(line.startswith(gone) for line in told) == 1
+    assert f"{other[:7]}: dvc.lock: not as DVC writes it; `git checkout dvc.lock` brings it back" in told
+    done = clone.run("lottery", "sync", "--rev", other, check=False)
+    assert done == f"--rev {other}: dvc.lock: not as DVC writes it; `git checkout dvc.lock` brings it back\n"
+
+
+@pytest.mark.slow
 def test_a_revision_that_does_not_exist_is_one_line(clone: Clone) -> None:
     done = clone.run("lottery", "sync", "--rev", "no-such-thing", check=False)
     assert done == "--rev no-such-thing: neither a commit nor a DVC experiment; `dvc exp show` lists these\n"

@@ -17,8 +17,12 @@ def connect(experiment: str) -> Store:
     try:
         return Store(experiment)
     except Exception as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise LotteryError(without_password(f"MLflow at {shown_uri()} failed: {reason}")) from error
+        raise LotteryError(without_password(f"MLflow at {shown_uri()} failed: {first_line(error)}")) from error
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, in a line."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def serve_ui(port: int) -> None:
