@@ -77,10 +77,8 @@ class Clone:
         }
 
 
-@pytest.fixture(scope="session")
-def origin(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def make_origin(folder: Path) -> Path:
     """A git repository of what git tracks here, as it stands, with the small params.yaml and no results."""
-    folder = tmp_path_factory.mktemp("origin") / "lottery"
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
         cwd=ROOT,
@@ -97,6 +95,12 @@ def origin(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for command in (["init", "-q", "-b", "main"], ["add", "-A"], [*IDENTITY, "commit", "-qm", "Begin"]):
         subprocess.run(["git", *command], cwd=folder, check=True)
     return folder
+
+
+@pytest.fixture(scope="session")
+def origin(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The repository that the tests clone."""
+    return make_origin(tmp_path_factory.mktemp("origin") / "lottery")
 
 
 @pytest.fixture(scope="session")

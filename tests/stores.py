@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -13,6 +14,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import requests
 from clones import Clone
 from mlflow import MlflowClient
 from mlflow.entities import Run, ViewType
@@ -20,6 +22,7 @@ from mlflow.entities import Run, ViewType
 os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
 PARENT = "mlflow.parentRunId"
 KEY = "lottery.key"
+PATIENCE = 300  # seconds, against a hang: no test fails because a machine is slow
 # when, by whom and from where: not part of what a run shows
 CIRCUMSTANCES = {
     "mlflow.source.git.commit",
@@ -110,6 +113,12 @@ def _files(folder: Path) -> dict[str, str]:
     }
 
 
+def lose_the_store(clone: Clone) -> None:
+    for path in clone.folder.glob("mlflow.db*"):
+        path.unlink()
+    shutil.rmtree(clone.folder / "mlartifacts")
+
+
 def stage(clone: Clone, module: str, name: str, **variables: str) -> "subprocess.Popen[str]":
     """A stage as DVC starts it."""
     return subprocess.Popen(
@@ -148,18 +157,30 @@ def serving(folder: Path, port: int | None = None) -> Iterator[tuple[str, "subpr
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     places = ["--backend-store-uri", f"sqlite:///{folder}/server.db", "--artifacts-destination", str(folder / "files")]
     process = subprocess.Popen(
-        [*command, *places], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        [*command, *places],
+        env=os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},  # five processes that nobody asked for
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
     )
+    address = f"http://127.0.0.1:{port}"
     try:
-        deadline = time.monotonic() + 60
-        while time.monotonic() < deadline:
-            with socket.socket() as probe:
-                if probe.connect_ex(("127.0.0.1", port)) == 0:
-                    break
+        deadline = time.monotonic() + PATIENCE
+        while not is_up(address):
+            assert process.poll() is None, "the server ended"
+            assert time.monotonic() < deadline, "no server came up"
             time.sleep(0.1)
-        yield f"http://127.0.0.1:{port}", process
+        yield address, process
     finally:
         kill(process)
+
+
+def is_up(address: str) -> bool:
+    """Whether a server answers, which is later than that its port is open."""
+    try:
+        return requests.get(f"{address}/health", timeout=5).ok
+    except requests.RequestException:
+        return False
 
 
 def kill(process: "subprocess.Popen[bytes]") -> None:
@@ -168,4 +189,4 @@ def kill(process: "subprocess.Popen[bytes]") -> None:
         os.killpg(process.pid, signal.SIGKILL)
     except ProcessLookupError:
         return
-    process.wait(20)
+    process.wait(PATIENCE)

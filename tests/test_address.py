@@ -22,3 +22,9 @@ def test_a_password_is_never_shown_in_either_spelling(monkeypatch: pytest.Monkey
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "postgresql://someone:p%40ss%2Fword@host/name")
     assert shown_uri() == "postgresql://someone:***@host/name"
     assert without_password("password p@ss/word and p%40ss%2Fword") == "password *** and ***"
+
+
+def test_a_password_in_an_addresses_query_is_never_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "postgresql://host/name?user=someone&password=p%40ss&sslpassword=key")
+    assert shown_uri() == "postgresql://host/name?user=someone&password=***&sslpassword=***"
+    assert without_password("p@ss") == "***"

@@ -70,6 +70,20 @@ def test_the_module_runs_as_a_command() -> None:
     assert (ran.returncode, ran.stderr) == (0, "")
 
 
+def test_the_ui_gets_the_stores_address_where_no_list_of_processes_shows_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    monkeypatch.setenv("MLFLOW_BACKEND_STORE_URI", "")
+    words: list[str] = []
+    monkeypatch.setattr(os, "execv", lambda program, arguments: words.extend(arguments))
+    assert main(["ui"]) == 0
+    assert "server" in words
+    assert not [word for word in words if "mlflow.db" in word]
+    assert os.environ["MLFLOW_BACKEND_STORE_URI"] == uri
+
+
 @pytest.mark.parametrize("words", [[], ["chekc"], ["ui", "--port", "http"]])
 def test_a_command_that_does_not_exist_exits_with_2(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:

@@ -12,17 +12,27 @@ from pathlib import Path
 import pytest
 import yaml
 from clones import SMALL, Clone
-from stores import KEY, PARENT, address, connect, keys, kill, networks, picture, runs, serving, stage, store, sync
+from stores import (
+    KEY,
+    PARENT,
+    PATIENCE,
+    address,
+    connect,
+    keys,
+    kill,
+    lose_the_store,
+    networks,
+    picture,
+    runs,
+    serving,
+    stage,
+    store,
+    sync,
+)
 
 from lottery.tracking.outputs import digest, recorded
 
 RUNS = 27  # download, dense, 3 levels, evaluate, plot; 2 + 3 x 6 networks
-
-
-def lose_the_store(clone: Clone) -> None:
-    for path in clone.folder.glob("mlflow.db*"):
-        path.unlink()
-    shutil.rmtree(clone.folder / "mlartifacts")
 
 
 # --- keys ------------------------------------------------------------------------------------------------------------
@@ -155,6 +165,25 @@ def test_other_revisions_are_synced_without_touching_the_workspace(clone: Clone)
 
 
 @pytest.mark.slow
+def test_a_commit_that_cannot_be_synced_costs_only_its_own_runs(clone: Clone) -> None:
+    clone.commit("First")
+    first, lock = clone.run("git", "rev-parse", "HEAD").strip(), (clone.folder / "dvc.lock").read_text()
+    (clone.folder / "dvc.lock").write_text("schema: '2.0'\nstages:\n  train: {cmd: other}\n")
+    clone.commit("Another version's")
+    other = clone.run("git", "rev-parse", "HEAD").strip()
+    (clone.folder / "dvc.lock").write_text(lock)
+    shutil.rmtree(clone.folder / ".dvc/cache")
+    lose_the_store(clone)
+    told = sync(clone, "--all-commits")
+    assert f"{first[:7]}: runs: 3 made" in told  # download shows none of its files, and git has the reports
+    gone = f"{first[:7]}: prune@p75: its files are in no DVC cache or remote within reach: "
+    assert sum(line.startswith(gone) for line in told) == 1
+    assert f"{other[:7]}: dvc.lock: not as DVC writes it; `git checkout dvc.lock` brings it back" in told
+    done = clone.run("lottery", "sync", "--rev", other, check=False)
+    assert done == f"--rev {other}: dvc.lock: not as DVC writes it; `git checkout dvc.lock` brings it back\n"
+
+
+@pytest.mark.slow
 def test_a_revision_that_does_not_exist_is_one_line(clone: Clone) -> None:
     done = clone.run("lottery", "sync", "--rev", "no-such-thing", check=False)
     assert done == "--rev no-such-thing: neither a commit nor a DVC experiment; `dvc exp show` lists these\n"
@@ -206,7 +235,7 @@ def test_the_runs_of_a_killed_process_are_marked_killed(clone: Clone) -> None:
 
 
 def _wait_for_a_run(clone: Clone, condition: str) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + PATIENCE
     while not runs(store(clone), condition):
         assert time.monotonic() < deadline
         time.sleep(0.2)
@@ -220,25 +249,31 @@ def test_concurrent_syncs_make_each_run_once(clone: Clone) -> None:
         subprocess.Popen([sys.executable, "-m", "lottery.cli", "sync"], cwd=clone.folder, env=clone.environment)
         for _ in range(3)
     ]
-    assert [process.wait(120) for process in started] == [0, 0, 0]
+    assert [process.wait(PATIENCE) for process in started] == [0, 0, 0]
     assert picture(store(clone)) == before
     assert len(keys(store(clone))) == RUNS
 
 
 @pytest.mark.slow
-def test_two_clones_fill_one_server_once(clone: Clone, tmp_path: Path) -> None:
+@pytest.mark.parametrize("apart", ["two machines", "two names of the server"])
+def test_two_clones_fill_one_server_once(clone: Clone, tmp_path: Path, apart: str) -> None:
     before = picture(store(clone))
     shutil.copytree(clone.folder, tmp_path / "other", symlinks=True)
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
     with serving(tmp_path) as (uri, _):
         started = []
         for number, folder in enumerate((clone.folder, tmp_path / "other")):
-            (tmp_path / str(number)).mkdir()
-            # another folder for temporary files, and so no lock in common: two machines
-            own = clone.environment | {"MLFLOW_TRACKING_URI": uri, "TMPDIR": str(tmp_path / str(number))}
+            own = clone.environment | {"MLFLOW_TRACKING_URI": uri, "TMPDIR": str(temporary)}
+            if apart == "two machines":  # without a folder for temporary files, and so without a lock, in common
+                (temporary / str(number)).mkdir()
+                own |= {"TMPDIR": str(temporary / str(number))}
+            elif number:
+                own |= {"MLFLOW_TRACKING_URI": uri.replace("127.0.0.1", "localhost")}
             own |= {"PYTHONPATH": str(folder / "src")}
             command = [sys.executable, "-m", "lottery.cli", "sync"]
             started.append(subprocess.Popen(command, cwd=folder, env=own))
-        assert [process.wait(200) for process in started] == [0, 0]
+        assert [process.wait(PATIENCE) for process in started] == [0, 0]
         sync(clone, MLFLOW_TRACKING_URI=uri)  # completes what a loser of a claim left to the winner
         assert picture(connect(uri)) == before
         assert len(keys(connect(uri))) == RUNS
@@ -265,7 +300,7 @@ def test_a_server_that_is_killed_while_a_stage_runs_costs_a_line(clone: Clone, t
             running = stage(clone, "prune", "prune@p75", MLFLOW_TRACKING_URI=uri)
             time.sleep(draws.uniform(4, 9))
             kill(server)
-            _, errors = running.communicate(timeout=60)
+            _, errors = running.communicate(timeout=PATIENCE)
             assert running.returncode == 0
             assert len(errors.splitlines()) <= 1, errors  # none, where the stage was done before
             assert clone.files("models/p75") == before
@@ -280,7 +315,7 @@ def test_where_tracking_is_required_a_stage_stops_before_it_trains(clone: Clone)
     before = clone.files("models/dense")
     clone.change(tracking={"mlflow_experiment": "lottery-tickets", "required": True})
     _, errors = (told := stage(clone, "train", "train", MLFLOW_TRACKING_URI="http://127.0.0.1:9")).communicate(
-        timeout=60
+        timeout=PATIENCE
     )
     assert told.returncode == 2
     assert errors.startswith("MLflow at http://127.0.0.1:9 failed: ")
@@ -294,15 +329,17 @@ def test_where_tracking_is_required_a_stage_stops_before_it_trains(clone: Clone)
 def test_an_address_that_nobody_serves_costs_at_most_ten_seconds(clone: Clone, scheme: str) -> None:
     if scheme == "postgresql":
         pytest.importorskip("psycopg", reason="the driver comes with the extra `team`")
-    took = []
-    for variables in ({}, {"MLFLOW_TRACKING_URI": f"{scheme}://someone:secret@127.0.0.1:9/store"}):
+    dead = {"MLFLOW_TRACKING_URI": f"{scheme}://someone:secret@127.0.0.1:9/store"}
+    took, told_of = [], []
+    for variables in ({}, dead, {}):  # before and after, as the machine may have other work meanwhile
         started = time.monotonic()
-        _, errors = (told := stage(clone, "prune", "prune@p50", **variables)).communicate(timeout=60)
+        _, errors = (told := stage(clone, "prune", "prune@p50", **variables)).communicate(timeout=PATIENCE)
         took.append(time.monotonic() - started)
         assert told.returncode == 0
         assert "secret" not in errors
-    assert len(errors.splitlines()) == 1
-    assert took[1] < took[0] + 10
+        told_of.append(len(errors.splitlines()))
+    assert told_of == [0, 1, 0]
+    assert took[1] < max(took[0], took[2]) + 10
 
 
 # --- stores that cannot be used --------------------------------------------------------------------------------------
@@ -310,7 +347,9 @@ def test_an_address_that_nobody_serves_costs_at_most_ten_seconds(clone: Clone, s
 
 @pytest.mark.slow
 def test_a_relative_address_is_refused_with_the_remedy(clone: Clone) -> None:
-    _, errors = (told := stage(clone, "plot", "plot", MLFLOW_TRACKING_URI="sqlite:///here.db")).communicate(timeout=60)
+    _, errors = (told := stage(clone, "plot", "plot", MLFLOW_TRACKING_URI="sqlite:///here.db")).communicate(
+        timeout=PATIENCE
+    )
     assert told.returncode == 0
     assert "names no absolute address" in errors
     assert len(errors.splitlines()) == 1
@@ -373,7 +412,7 @@ def test_queued_experiments_log_into_the_store_they_were_started_from(clone: Clo
             "dvc", "exp", "run", "--queue", "--name", f"rate-{str(rate)[2:]}", "-S", f"train.learning_rate={rate}"
         )
     clone.run("dvc", "queue", "start", "-j", "2")
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + 3 * PATIENCE
     while "Running" in (status := clone.run("dvc", "queue", "status")) or "Queued" in status:
         assert time.monotonic() < deadline, status
         time.sleep(2)

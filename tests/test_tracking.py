@@ -13,7 +13,7 @@ import pytest
 from clones import SMALL, Clone
 from mlflow import MlflowClient
 from PIL import Image
-from stores import PARENT, networks, runs, serving, stage, store
+from stores import PARENT, PATIENCE, networks, runs, serving, stage, store
 
 DENSE = ["dense", "dense dense 0", "dense dense 1"]  # the runs of the stage `train`
 
@@ -140,7 +140,7 @@ def test_a_store_that_was_deleted_under_a_reader_begins_empty(clone: Clone) -> N
         reader.execute("VACUUM")  # writes every page into the write-ahead log, which SQLite would replay
         assert database.with_name("mlflow.db-wal").stat().st_size
         database.unlink()
-        _, errors = (download := stage(clone, "download", "download")).communicate(timeout=60)
+        _, errors = (download := stage(clone, "download", "download")).communicate(timeout=PATIENCE)
     assert (download.returncode, errors) == (0, "")
     assert [run.info.run_name for run in runs(store(clone))] == ["download"]
 
@@ -149,11 +149,12 @@ def test_an_interrupted_stage_is_killed_in_mlflow_and_leaves_the_outputs_alone(c
     clone.change(train=SMALL["train"] | {"epochs": 100_000})
     before = clone.files("models/dense")
     running = stage(clone, "train", "train")
-    deadline = time.monotonic() + 60
-    while not runs(store(clone), "attributes.status = 'RUNNING'") and time.monotonic() < deadline:
+    deadline = time.monotonic() + PATIENCE
+    while not runs(store(clone), "attributes.status = 'RUNNING'"):
+        assert time.monotonic() < deadline
         time.sleep(0.2)
     running.send_signal(signal.SIGTERM)
-    _, errors = running.communicate(timeout=30)
+    _, errors = running.communicate(timeout=PATIENCE)
     assert running.returncode == 130
     assert errors.splitlines() == ["interrupted; `dvc repro` starts this stage anew"]
     assert [run.info.run_name for run in runs(store(clone), "attributes.status = 'KILLED'")] == DENSE
@@ -162,7 +163,7 @@ def test_an_interrupted_stage_is_killed_in_mlflow_and_leaves_the_outputs_alone(c
 
 def test_a_failed_stage_is_failed_in_mlflow(clone: Clone) -> None:
     clone.change(train=SMALL["train"] | {"learning_rate": 1e30})
-    _, errors = (failing := stage(clone, "train", "train")).communicate(timeout=60)
+    _, errors = (failing := stage(clone, "train", "train")).communicate(timeout=PATIENCE)
     assert failing.returncode == 2
     assert errors.startswith("params.yaml: train.learning_rate: training diverged at 1e+30: ")
     assert len(errors.splitlines()) == 1
@@ -181,25 +182,33 @@ def deaf_address() -> Iterator[str]:
 @pytest.mark.slow
 def test_a_server_that_does_not_answer_costs_a_line_and_no_result(clone: Clone, deaf_address: str) -> None:
     before = clone.files("models/p50")
-    started = time.monotonic()
-    _, alone = (tracked := stage(clone, "prune", "prune@p50")).communicate(timeout=100)
-    usual = time.monotonic() - started
-    assert (tracked.returncode, alone) == (0, "")
-    for address in (deaf_address, "http://127.0.0.1:9", "nonsense://here"):
+    took = []
+    for _ in range(2):  # the first while nothing is in the page cache
         started = time.monotonic()
-        _, errors = (stuck := stage(clone, "prune", "prune@p50", MLFLOW_TRACKING_URI=address)).communicate(timeout=100)
+        _, alone = (tracked := stage(clone, "prune", "prune@p50")).communicate(timeout=PATIENCE)
+        took.append(time.monotonic() - started)
+        assert (tracked.returncode, alone) == (0, "")
+    for address in (
+        deaf_address,
+        deaf_address.replace("http:", "postgresql:"),
+        "http://127.0.0.1:9",
+        "nonsense://here",
+    ):
+        started = time.monotonic()
+        stuck = stage(clone, "prune", "prune@p50", MLFLOW_TRACKING_URI=address)
+        _, errors = stuck.communicate(timeout=PATIENCE)
         assert stuck.returncode == 0
         assert len(errors.splitlines()) == 1, errors
         assert errors.startswith(f"MLflow at {address.replace('secret', '***')} failed: ")
         assert "start the server or correct MLFLOW_TRACKING_URI" in errors
-        assert time.monotonic() - started < usual + 30  # a hang would be minutes
+        assert time.monotonic() - started < max(took) + 10
         assert clone.files("models/p50") == before
 
 
 def test_a_deleted_mlflow_experiment_is_named_with_the_remedy(clone: Clone) -> None:
     client = store(clone)
     client.delete_experiment(client.get_experiment_by_name("lottery-tickets").experiment_id)
-    _, errors = (told := stage(clone, "plot", "plot")).communicate(timeout=60)
+    _, errors = (told := stage(clone, "plot", "plot")).communicate(timeout=PATIENCE)
     assert told.returncode == 0
     assert "the MLflow experiment 'lottery-tickets' was deleted; `mlflow experiments restore -x " in errors
 
@@ -214,8 +223,11 @@ def server(tmp_path: Path) -> Iterator[str]:
 @pytest.mark.slow
 def test_a_server_gets_all_networks_and_their_artifacts(clone: Clone, server: str) -> None:
     before = networks(store(clone))
-    _, errors = (told := stage(clone, "evaluate", "evaluate", MLFLOW_TRACKING_URI=server)).communicate(timeout=200)
-    assert (told.returncode, errors) == (0, "")
+    # the 2 s that a stage gives a request are tested elsewhere: here a slow machine loses nothing either
+    uri = server.replace("http://", "http://someone:secret@")  # which MLflow would print for every run
+    variables = {"MLFLOW_TRACKING_URI": uri, "MLFLOW_HTTP_REQUEST_TIMEOUT": "60"}
+    printed, errors = (told := stage(clone, "evaluate", "evaluate", **variables)).communicate(timeout=PATIENCE)
+    assert (told.returncode, printed, errors) == (0, "", "")
     client = MlflowClient(server)
     after = networks(client)
     assert after.keys() == before.keys()

@@ -34,8 +34,10 @@ def shown_uri() -> str:
 
 
 def without_password(text: str) -> str:
-    """A text in which the tracking address's password is ***."""
-    password = urlsplit(os.environ.get("MLFLOW_TRACKING_URI", "")).password
-    for word in {password, unquote(password)} if password else ():
-        text = text.replace(word, "***")
+    """A text in which the tracking address's password is ***, and those that PostgreSQL takes after a question mark."""
+    address = urlsplit(os.environ.get("MLFLOW_TRACKING_URI", ""))
+    fields = [field.partition("=") for field in address.query.split("&")]
+    for password in (address.password, *(value for name, _, value in fields if name in ("password", "sslpassword"))):
+        for word in {password, unquote(password)} if password else ():
+            text = text.replace(word, "***")
     return text

@@ -17,8 +17,12 @@ def connect(experiment: str) -> Store:
     try:
         return Store(experiment)
     except Exception as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise LotteryError(without_password(f"MLflow at {shown_uri()} failed: {reason}")) from error
+        raise LotteryError(without_password(f"MLflow at {shown_uri()} failed: {first_line(error)}")) from error
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, in a line."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def serve_ui(port: int) -> None:
@@ -34,7 +38,8 @@ def serve_ui(port: int) -> None:
     query = f"workflowType=machine_learning&viewStateShareKey={VIEW}"
     print(f"MLflow UI: {base}/#/experiments/{store.experiment}/runs?{query}", flush=True)
     if not uri.startswith("http"):
-        server = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--workers", "1"]
+        os.environ["MLFLOW_BACKEND_STORE_URI"] = uri  # a command line, which all users see, would show its password
+        server = [sys.executable, "-m", "mlflow", "server", "--workers", "1"]
         os.execv(sys.executable, [*server, "--host", "127.0.0.1", "--port", str(port)])
 
 

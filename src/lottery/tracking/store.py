@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "2")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+# for each run of a server's it would print the address, with the password that it may have
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 
 from mlflow import MlflowClient
 from mlflow.entities import DatasetInput, Metric, Param, Run, RunTag, ViewType
@@ -132,10 +135,22 @@ class Store:
             folder, name = Path(self.uri.removeprefix("sqlite:///")).parent / ".lottery", "store.lock"
             folder.mkdir(exist_ok=True)
         else:
-            folder = Path(tempfile.gettempdir())
-            name = f"lottery-{os.getuid()}-{hashlib.sha256(self.uri.encode()).hexdigest()[:16]}.lock"
+            folder, name = Path(tempfile.gettempdir()), f"lottery-{os.getuid()}-{self._address}.lock"
         with FileLock(folder / name, timeout=120, is_singleton=True):
             yield
+
+    @property
+    def _address(self) -> str:
+        return hashlib.sha256(self.uri.encode()).hexdigest()[:16]
+
+    @cached_property
+    def _machine(self) -> str:
+        """A word for whoever shares `lock`: who calls the server by another name is another machine."""
+        path = Path(tempfile.gettempdir()) / f"lottery-{os.getuid()}-machine"
+        with FileLock(f"{path}.lock"):
+            if not path.exists():
+                path.write_text(uuid.uuid4().hex)
+            return f"{path.read_text()}-{self._address}"
 
     # --- runs ---
 
@@ -171,7 +186,7 @@ class Store:
         The lock keeps the processes of one machine apart. Two machines may both find that no run has the key: then
         each sees the other's here, and all but one delete their own.
         """
-        claim = f"{_machine()} {milliseconds()}"
+        claim = f"{self._machine} {milliseconds()}"
         self.call("log_batch", run, tags=[RunTag(KEY, key), RunTag(CLAIMED, claim)])
         if not is_sqlite():
             time.sleep(SETTLING)
@@ -186,7 +201,7 @@ class Store:
     def is_being_written(self, run: Run) -> bool:
         """Whether another machine has claimed a run and may be at it; a process of this one would hold the lock."""
         machine, since, *_ = run.data.tags.get(CLAIMED, "none 0").split(" ")
-        return machine != _machine() and milliseconds() - int(since) < WRITING
+        return machine != self._machine and milliseconds() - int(since) < WRITING
 
     def discard(self, run: str) -> None:
         """Delete a run that is no network's and no stage's after all, with its children; it leaves no key behind."""
@@ -227,15 +242,6 @@ class Store:
         self.call("set_terminated", run)
         self.call("set_tag", run, COMPLETE, "true")
         self.completed += 1
-
-
-def _machine() -> str:
-    """A word for whoever shares this machine's lock."""
-    path = Path(tempfile.gettempdir()) / f"lottery-{os.getuid()}-machine"
-    with FileLock(f"{path}.lock"):
-        if not path.exists():
-            path.write_text(uuid.uuid4().hex)
-        return path.read_text()
 
 
 def milliseconds() -> int:

@@ -17,7 +17,7 @@ from lottery.tracking.address import shown_uri, without_password
 from lottery.tracking.attempts import Mark, left
 from lottery.tracking.outputs import REPORTS, MissingError, Output, Recorded, digest, recorded
 from lottery.tracking.runs import PARENT, Attempt, Origin, Recorder, git, origin_of_workspace
-from lottery.tracking.serve import connect
+from lottery.tracking.serve import connect, first_line
 from lottery.tracking.store import ATTEMPT, KEY, Store, is_complete
 from lottery.workplace import root, scratch
 
@@ -34,21 +34,24 @@ def sync(params: Params, revisions: Sequence[str] = (), all_commits: bool = Fals
     store = connect(params.tracking.mlflow_experiment)
     try:
         attempts, lines = _end_attempts(store)
-        if all_commits:
-            revisions = [*revisions, *git("log", "--all", "--format=%H", "--", "dvc.lock").split()]
-        if not revisions:
+        commits = git("log", "--all", "--format=%H", "--", "dvc.lock").split() if all_commits else []
+        if not revisions and not all_commits:
             lines += _sync(Recorder(store, origin_of_workspace(os.environ), restore), params, Workspace(), attempts)
-        for revision in dict.fromkeys(revisions):
+        for revision in dict.fromkeys([*revisions, *commits]):
             source, origin = _revision(revision)
             shown = origin.commit[:7] if revision == origin.commit else revision
-            told = _sync(Recorder(store, origin, restore), params, source, attempts)
+            try:
+                told = _sync(Recorder(store, origin, restore), params, source, attempts)
+            except LotteryError as error:  # one bad commit among all of them costs only its own runs
+                if revision in revisions:
+                    raise LotteryError(f"--rev {revision}: {error}") from error
+                told = [str(error)]
             lines += [f"{shown}: {line}" for line in told]
         return lines + _strangers(store)
     except LotteryError:
         raise
     except Exception as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise LotteryError(without_password(f"MLflow at {shown_uri()} failed: {reason}")) from error
+        raise LotteryError(without_password(f"MLflow at {shown_uri()} failed: {first_line(error)}")) from error
 
 
 def _sync(recorder: Recorder, params: Params, source: "Workspace | Revision", attempts: Attempts) -> list[str]:
@@ -102,7 +105,8 @@ def _end_attempts(store: Store) -> tuple[Attempts, list[str]]:
 
 def _strangers(store: Store) -> list[str]:
     """A line on the runs of an older version, which finished without the tag that says that they are complete."""
-    found = store.search(f"tags.`{KEY}` LIKE '%/%' AND attributes.status = 'FINISHED'")
+    with store.lock():  # or a run would count that another process completes just now
+        found = store.search(f"tags.`{KEY}` LIKE '%/%' AND attributes.status = 'FINISHED'")
     count = sum(not is_complete(run) for run in found)
     return [f"runs of an older version: {count}; they stay as they are, delete them in MLflow"] if count else []
 
@@ -154,28 +158,31 @@ class Revision:
         self._files = DVCFileSystem(str(root()), rev=commit)
 
     def lock(self) -> str:
-        """dvc.lock."""
-        return str(self._files.read_text("dvc.lock")) if self._files.exists("dvc.lock") else ""
+        """dvc.lock. Raises LotteryError."""
+        try:
+            return str(self._files.read_text("dvc.lock")) if self._files.exists("dvc.lock") else ""
+        except Exception as error:  # DVC reads the whole pipeline for this
+            raise LotteryError(f"DVC cannot read its pipeline: {first_line(error)}") from error
 
     @contextmanager
     def files(self, entry: Recorded) -> Iterator[Path]:
         """A folder with what an output's runs show of its files. Raises MissingError."""
-        paths: list[str] = []
-        try:
-            if entry.name == "evaluate":
-                paths = [f"reports/{name}" for name in REPORTS]
-            elif entry.name == "plot":
-                paths = self._files.ls("reports/figures", detail=False)
-            elif entry.name != "download":
-                paths = [f"models/{entry.name}/{name}" for name in FILES]
-            with scratch() as folder:
-                for path in paths:
+        with scratch() as folder:
+            try:
+                for path in self._paths(entry):
                     self._files.get_file(path, str(folder / Path(path).name))
-                yield folder
-        except (OSError, DvcException) as error:
-            raise MissingError(
-                f"{entry.stage}: its files are in no DVC cache or remote within reach: {error}"
-            ) from error
+            except Exception as error:  # of DVC's, its data packages' or a remote's
+                raise MissingError(
+                    f"{entry.stage}: its files are in no DVC cache or remote within reach: {first_line(error)}"
+                ) from error
+            yield folder
+
+    def _paths(self, entry: Recorded) -> list[str]:
+        if entry.name == "evaluate":
+            return [f"reports/{name}" for name in REPORTS]
+        if entry.name == "plot":
+            return list(self._files.ls("reports/figures", detail=False))
+        return [] if entry.name == "download" else [f"models/{entry.name}/{name}" for name in FILES]
 
 
 def _revision(revision: str) -> tuple[Revision, Origin]:

@@ -1,0 +1,214 @@
+"""What tracking survives, and what it costs: `python -m benchmarks.tracking`.
+
+First the runs of a pipeline on digits, in temporary clones with real DVC and real servers: before a loss, after
+`lottery sync` and after a second one. Then a level of the default pipeline on MNIST, with tracking and without it. Both
+take turns, because a machine that others use drifts.
+"""
+
+import argparse
+import os
+import random
+import resource
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from collections import Counter
+from contextlib import suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import psutil
+import yaml
+
+sys.path.append(str(Path(__file__).parent.parent / "tests"))
+from clones import ROOT, Clone, make_origin
+from stores import address, connect, keys, kill, lose_the_store, picture, serving, store, sync
+
+KILLS = 5
+LEVEL = "p80"
+# a stage as DVC runs it, which prints the seconds of its training
+STAGE = """
+import sys, time
+from contextlib import nullcontext
+from types import SimpleNamespace
+from lottery import experiment, tracking
+from lottery.stages import prune
+
+def timed(*arguments, level=experiment.level):
+    began = time.perf_counter()
+    trained = level(*arguments)
+    print(time.perf_counter() - began)
+    return trained
+
+experiment.level = timed
+if sys.argv[1:] == ["untracked"]:
+    nothing = SimpleNamespace(watch=lambda group: None, log_level=lambda folder: None)
+    tracking.stage = lambda params, name: nullcontext(nothing)
+prune.main()
+"""
+
+
+# --- what it survives ------------------------------------------------------------------------------------------------
+
+
+class Losses:
+    """The table: each method disturbs a store in a folder of its own and prints a row, or several."""
+
+    def __init__(self, folder: Path, origin: Path) -> None:
+        self._folder = folder
+        self._finished = Clone(folder / "finished", origin)
+        started = time.monotonic()
+        self._finished.repro()
+        self._seconds = time.monotonic() - started  # that an undisturbed pipeline takes
+        self._expected = picture(store(self._finished))
+        print("| | runs before | left | after sync | after a second sync | keys with two runs | as before |")
+        print("|---|---|---|---|---|---|---|")
+
+    def deleted_store(self) -> None:
+        clone = self._copy("deleted")
+        lose_the_store(clone)
+        self._row("store deleted", clone, address(clone))
+
+    def fresh_clone(self) -> None:
+        clone = self._copy("pushed")
+        clone.run("dvc", "remote", "add", "-d", "folder", str(self._folder / "remote"))
+        clone.run("dvc", "push")
+        clone.commit("With results")
+        other = Clone(self._folder / "pulled", clone.folder)
+        other.run("dvc", "pull")
+        self._row("fresh clone and `dvc pull`", other, address(other))
+
+    def killed_server(self) -> None:
+        draws = random.Random(0)
+        for seconds in sorted(draws.uniform(0, self._seconds) for _ in range(KILLS)):
+            clone = self._copy(f"killed-{seconds}")
+            with serving(clone.folder.parent) as (uri, server):
+                pipeline = _start(clone, uri, "dvc", "repro", "--force")
+                with suppress(subprocess.TimeoutExpired):
+                    pipeline.wait(seconds)
+                kill(server)
+                _wait(pipeline)
+            with serving(clone.folder.parent, int(uri.rpartition(":")[2])) as (uri, _):
+                self._row(f"server killed {seconds:.0f} s into the pipeline's {self._seconds:.0f}", clone, uri)
+
+    def together(self, what: str, *command: str) -> None:
+        """Two clones at once: on a server as two machines are, without a lock in common, and on one SQLite store."""
+        for where in ("server", "sqlite"):
+            clones = [self._copy(f"{what}-{where}-{number}") for number in range(2)]
+            folder = clones[0].folder.parent
+            if where == "server":
+                with serving(folder) as (uri, _):
+                    _wait(*(_start(clone, uri, *command, TMPDIR=str(clone.folder.parent)) for clone in clones))
+                    self._row(f"two concurrent {what}, two clones on a server", clones[0], uri)
+            else:
+                uri = f"sqlite:///{folder}/mlflow.db"
+                _wait(*(_start(clone, uri, *command) for clone in clones))
+                self._row(f"two concurrent {what} on a SQLite store", clones[0], uri)
+
+    def _copy(self, name: str) -> Clone:
+        """The finished clone in a folder of its own."""
+        folder = self._folder / name / "clone"
+        shutil.copytree(self._finished.folder, folder, symlinks=True)
+        return Clone(folder)
+
+    def _row(self, what: str, clone: Clone, uri: str) -> None:
+        counts = [len(self._expected), _count(uri)]
+        for _ in range(2):
+            sync(clone, MLFLOW_TRACKING_URI=uri)
+            counts.append(_count(uri))
+        found = Counter(key for key in keys(connect(uri)) if not key.startswith("no key"))
+        counts.append(sum(runs > 1 for runs in found.values()))
+        same = not counts[-1] and picture(connect(uri)) == self._expected
+        print(f"| {what} | {' | '.join(map(str, counts))} | {'yes' if same else 'no'} |", flush=True)
+
+
+def _count(uri: str) -> int:
+    """The active runs of a store, also of one that is not there."""
+    if uri.startswith("sqlite:") and not Path(uri.removeprefix("sqlite:///")).exists():
+        return 0
+    client = connect(uri)
+    return len(keys(client)) if client.get_experiment_by_name("lottery-tickets") else 0
+
+
+def _start(clone: Clone, uri: str, *command: str, **variables: str) -> "subprocess.Popen[bytes]":
+    own = clone.environment | {"MLFLOW_TRACKING_URI": uri} | variables
+    return subprocess.Popen(command, cwd=clone.folder, env=own, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def _wait(*processes: "subprocess.Popen[bytes]") -> None:
+    for process in processes:
+        assert process.wait() == 0, f"{process.args} failed"
+
+
+# --- what it costs ---------------------------------------------------------------------------------------------------
+
+
+def costs(folder: Path, origin: Path, rounds: int) -> None:
+    """Time a level's stage in turn without tracking, on SQLite and on a server, and print the table."""
+    clone = Clone(folder / "cost", origin)
+    default: dict[str, Any] = yaml.safe_load((ROOT / "params.yaml").read_text())
+    clone.change(**default | {"levels": {LEVEL: {"sparsity": 0.8, "parent": "dense"}}})
+    clone.run("dvc", "repro", "train")
+    times: dict[str, list[tuple[float, float, float]]] = {"untracked": [], "SQLite": [], "server": []}
+    with serving(folder) as (uri, server):
+        uris = {"untracked": "", "SQLite": address(clone), "server": uri}
+        for turn in range(rounds):
+            clone.change(tracking={"mlflow_experiment": f"round {turn}"})  # where no run is complete
+            print(f"round {turn}: the machine's load before it is {os.getloadavg()[0]:.1f}", file=sys.stderr)
+            for how in list(times)[turn % 3 :] + list(times)[: turn % 3]:
+                times[how].append(_stage(clone, how, uris[how], psutil.Process(server.pid)))
+    print("\n| tracking | training, s | to untracked | whole stage, s | to untracked | CPU, s | to untracked |")
+    print("|---|---|---|---|---|---|---|")
+    for how, taken in times.items():
+        cells = [f"| {how}"]
+        for part in range(3):
+            ratios = [each[part] / usual[part] for each, usual in zip(taken, times["untracked"], strict=True)]
+            cells.append(f"{statistics.median(each[part] for each in taken):.1f}")
+            cells.append(f"{statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})")
+        print(" | ".join(cells), "|")
+
+
+def _stage(clone: Clone, how: str, uri: str, server: psutil.Process) -> tuple[float, float, float]:
+    """The seconds of a stage's training, those of its process, and those of all processors, the server's too."""
+    own = clone.environment | {"DVC_STAGE": f"prune@{LEVEL}", "DVC_ROOT": str(clone.folder)}
+    own |= {"MLFLOW_TRACKING_URI": uri} if uri else {}
+    started, used = time.perf_counter(), _processors(server)
+    done = subprocess.run(
+        [sys.executable, "-c", STAGE, how], cwd=clone.folder, env=own, capture_output=True, text=True, check=True
+    )
+    whole = time.perf_counter() - started
+    assert not done.stderr, done.stderr
+    return float(done.stdout), whole, _processors(server) - used
+
+
+def _processors(server: psutil.Process) -> float:
+    """Seconds of processors that stages so far and the server used; unlike the clock, not those of others' work."""
+    stages = resource.getrusage(resource.RUSAGE_CHILDREN)
+    each = [process.cpu_times() for process in (server, *server.children(recursive=True))]
+    return stages.ru_utime + stages.ru_stime + sum(times.user + times.system for times in each)
+
+
+def main() -> None:
+    """Print both tables."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5, help="of the stage; default: %(default)s")
+    parser.add_argument("--only", choices=["losses", "costs"], help="one of the two tables")
+    arguments = parser.parse_args()
+    with TemporaryDirectory() as folder:
+        origin = make_origin(Path(folder) / "origin")
+        if arguments.only != "costs":
+            losses = Losses(Path(folder), origin)
+            losses.deleted_store()
+            losses.fresh_clone()
+            losses.killed_server()
+            losses.together("syncs", "lottery", "sync")
+            losses.together("pipelines", "dvc", "repro", "--force")
+        if arguments.only != "losses":
+            costs(Path(folder), origin, arguments.rounds)
+
+
+if __name__ == "__main__":
+    main()
