@@ -1,14 +1,17 @@
-"""Draw the figures."""
+"""Draw the figures, and write the report."""
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from lottery import LotteryError, figures, params, tracking
+from lottery import LotteryError, figures, params, provenance, report, reports, tracking
 from lottery.artifacts import load_contents, load_history, load_masks
 from lottery.figures import Results
+from lottery.params import Params
+from lottery.report import Findings
 from lottery.stages import run
 from lottery.workplace import replacing
 
@@ -16,13 +19,15 @@ MODELS, REPORTS = Path("models"), Path("reports")
 
 
 def main() -> None:
-    """Leave reports/figures/."""
+    """Leave reports/figures/ and reports/report.html."""
     p = params.load()
     with tracking.stage(p, "plot") as tracked:
         results = load_results()
         with replacing(REPORTS / "figures") as folder:
             folder.mkdir()
             figures.save_figures(results, folder)
+        with replacing(REPORTS / "report.html") as page:
+            page.write_text(report.render(load_findings(p, results), REPORTS / "figures"), encoding="utf-8")
         tracked.log_figures(REPORTS / "figures")
 
 
@@ -33,6 +38,23 @@ def load_results() -> Results:
     history = pd.concat([load_history(MODELS / name).assign(level=name) for name in names], ignore_index=True)
     connections = {name: load_connections(MODELS / name) for name in names if name != "dense"}
     return Results(levels, load_report("networks.csv"), history, connections)
+
+
+def load_findings(p: Params, results: Results) -> Findings:
+    """What the report says: the reports, and what they come from."""
+    return Findings(
+        levels=results.levels,
+        networks=results.networks,
+        verdicts=load_report("verdicts.csv"),
+        conditions=load_report("conditions.csv"),
+        claims=json.loads((REPORTS / "claims.json").read_text()),
+        structure=load_report("structure.csv"),
+        connectivity=load_report("connectivity.csv"),
+        warnings=list(reports.warnings(results.levels)),
+        settings=p.model_dump(mode="json", exclude_none=True, exclude={"tracking", "run"}),
+        environment=provenance.environment(),
+        commit=provenance.commit(),
+    )
 
 
 def load_report(name: str) -> pd.DataFrame:

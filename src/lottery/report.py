@@ -1,0 +1,184 @@
+"""The report: one self-contained HTML file that begins with the answer.
+
+The page is `report.html.j2`; here is what it says. The same results give the same bytes.
+"""
+
+import base64
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import pandas as pd
+import yaml
+from PIL import Image
+
+from lottery.figures import FIGURES
+from lottery.verdicts import CONTROLS, UNDECIDED, WINNING
+
+COMPARISONS = {  # the columns of the table of verdicts: a condition of each comparison
+    "ticket − dense, points": "equal",
+    "ticket / dense, iterations": "fast",
+    **{f"ticket − {control}, points": f"beats {control}" for control in CONTROLS},
+}
+TESTED = ("holds", "does not hold", "undecided", "descriptive")
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What the report speaks of: the reports of `evaluate`, and what they come from."""
+
+    levels: pd.DataFrame  # reports/levels.csv
+    networks: pd.DataFrame  # reports/networks.csv
+    verdicts: pd.DataFrame  # reports/verdicts.csv
+    conditions: pd.DataFrame  # reports/conditions.csv
+    claims: Sequence[Mapping[str, Any]]  # reports/claims.json
+    structure: pd.DataFrame  # reports/structure.csv
+    connectivity: pd.DataFrame  # reports/connectivity.csv
+    warnings: Sequence[str]
+    settings: Mapping[str, Any]  # params.yaml's sections that decide results
+    environment: Mapping[str, str]
+    commit: str  # empty where no commit has these sources and parameters
+
+    @cached_property
+    def judged(self) -> list[dict[str, Any]]:
+        """A row a level: its verdict, and the intervals that it rests on."""
+        rows = self.conditions.set_index(["level", "condition"])
+        density = self.levels.groupby("level")["density"].first()
+        return [
+            {
+                **each,
+                "density": density[each["level"]],
+                "comparisons": [
+                    shown(rows.loc[(each["level"], condition)]) if (each["level"], condition) in rows.index else None
+                    for condition in COMPARISONS.values()
+                ],
+            }
+            for each in self.verdicts.fillna("").to_dict("records")
+        ]
+
+    @cached_property
+    def seeds(self) -> int:
+        """How many seeds there are."""
+        return int(self.networks["seed"].nunique())
+
+    @property
+    def tested_claims(self) -> list[Mapping[str, Any]]:
+        """The paper's claims that this pipeline could test."""
+        return [claim for claim in self.claims if claim["verdict"] in TESTED]
+
+
+def shown(condition: Mapping[str, Any]) -> tuple[str, str]:
+    """A mean and its interval, as one reads them; a limit that censoring took away is a dash."""
+    is_ratio = condition["unit"] == "ratio"
+    lost = (0.0, math.inf) if is_ratio else (-math.inf, math.inf)
+    low, high = ("–" if limit in lost else signed(limit, is_ratio) for limit in (condition["low"], condition["high"]))
+    return signed(condition["mean"], is_ratio), f"{low} to {high}"
+
+
+def signed(value: float, is_ratio: bool = False) -> str:
+    """A number of two decimals; a difference with its sign."""
+    return f"{value:.2f}" if is_ratio else f"{value:+.2f}".replace("-", "−")
+
+
+def answer(findings: Findings) -> list[str]:
+    """The answer in two sentences, the first with its uncertainty."""
+    won = [each for each in findings.judged if each["verdict"] == WINNING]
+    sure = [each for each in won if each["survives_holm"] == "true"]
+    basis = f"{findings.seeds} seed{'s' * (findings.seeds != 1)}, one split of the images and one test set"
+    if not findings.judged:
+        return ["This pipeline trained no tickets, so there is no verdict.", f"It has {basis}."]
+    if not won:
+        kinds = _counted([each["verdict"] for each in findings.judged])
+        return [
+            f"No level is shown to have a winning ticket ({kinds}).",
+            f"The intervals behind this are over {basis}.",
+        ]
+    best = min(sure or won, key=lambda each: float(each["density"]))
+    accuracy, speed, *gains = (f"{mean} ({interval})" for mean, interval in best["comparisons"])
+    first = (
+        f"With {_percent(best['density'])} of the weights ({best['level']}) the tickets are winning ones: their test "
+        f"accuracy differs from dense’s by {accuracy} points, they stop at {speed} times its iteration, and they beat "
+        f"the same masks with fresh weights by {gains[0]} points and random masks by {gains[1]} points."
+    )
+    others = [each["verdict"] for each in findings.judged if each is not best]
+    holm = "" if sure else ", though not after Holm's adjustment over levels"
+    rest = f"; the other levels are {_counted(others)}" if others else ""
+    return [first, f"In brackets are 95 % intervals over {basis}{holm}{rest}."]
+
+
+def _percent(fraction: float) -> str:
+    return f"{100 * fraction:.3g} %"
+
+
+def _counted(verdicts: Sequence[str]) -> str:
+    counts = {verdict: verdicts.count(verdict) for verdict in dict.fromkeys(verdicts)}
+    return ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
+
+
+def render(findings: Findings, figures: Path) -> str:
+    """The page, with the figures of that folder inside it."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters |= {"claimed": claimed, "percent": percent, "cell": cell}
+    pictures = [
+        {"name": name, "source": embedded(figures / f"{name}.png"), "alternative": _first_line(figure)}
+        for name, figure in FIGURES.items()
+        if (figures / f"{name}.png").exists()
+    ]
+    return environment.get_template("report.html.j2").render(
+        findings=findings,
+        answer=answer(findings),
+        comparisons=list(COMPARISONS),
+        figures=pictures,
+        settings=yaml.safe_dump(dict(findings.settings), sort_keys=False, width=100),
+        undecided=UNDECIDED,
+    )
+
+
+def claimed(claim: Mapping[str, Any]) -> str:
+    """What a pipeline found of a claim, with its interval."""
+    if claim["estimate"] is None:
+        return ""
+    is_ratio = claim["unit"] != "points"
+
+    def number(value: float | None) -> str:
+        return "–" if value is None else f"{value:.3f}" if "log" in claim["unit"] else signed(value, is_ratio)
+
+    unit = {"ratio": "times", "log-ratio per round": "per round, in ln E", "% accuracy": "%"}.get(
+        claim["unit"], claim["unit"]
+    )
+    return f"{number(claim['estimate'])} ({number(claim['low'])} to {number(claim['high'])}) {unit}"
+
+
+def percent(mean: float, deviation: float = math.nan) -> str:
+    """A fraction in percent, ± the standard deviation, which one seed does not have."""
+    return f"{100 * mean:.2f}" if math.isnan(deviation) else f"{100 * mean:.2f} ± {100 * deviation:.2f}"
+
+
+def cell(value: object) -> str:
+    """A value of a table: three digits of a number, nothing where there is none."""
+    if isinstance(value, float):
+        return "" if math.isnan(value) else f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
+    return str(value)
+
+
+def embedded(picture: Path) -> str:
+    """A PNG file as a data URI of lossless WebP, which takes half the space."""
+    content = BytesIO()
+    with Image.open(picture) as image:
+        image.convert("RGB").save(content, "WEBP", lossless=True, quality=30, method=2)
+    return "data:image/webp;base64," + base64.b64encode(content.getvalue()).decode()
+
+
+def _first_line(figure: object) -> str:
+    return (figure.__doc__ or "").partition("\n")[0]
