@@ -228,28 +228,20 @@ def table(judged: Sequence[Judged]) -> pd.DataFrame:
     )
 
 
+COLUMNS = (  # of `conditions_table`, whose intervals and bounds of ratios are ratios
+    *("level", "condition", "comparison", "unit", "mean", "low", "high"),
+    *("side", "bound", "holds", "p", "p_holm", "seeds"),
+)
+
+
 def conditions_table(judged: Sequence[Judged]) -> pd.DataFrame:
-    """A row a level and condition: the interval, the bound and the p-values; ratios where the comparison is one."""
+    """A row a level and condition: the interval, the bound and the p-values."""
     rows = []
     for each in judged:
         for name, condition in each.conditions.items():
-            shown = condition.found.exp() if condition.is_ratio else condition.found
+            found = condition.found.exp() if condition.is_ratio else condition.found
             bound = math.exp(condition.bound) if condition.is_ratio else condition.bound
-            rows.append(
-                {
-                    "level": each.level,
-                    "condition": name,
-                    "comparison": condition.comparison,
-                    "unit": "ratio" if condition.is_ratio else "points",
-                    "mean": shown.mean,
-                    "low": shown.low,
-                    "high": shown.high,
-                    "side": condition.side,
-                    "bound": bound,
-                    "holds": str(condition.holds).lower(),
-                    "p": condition.p_value,
-                    "p_holm": each.adjusted[name],
-                    "seeds": len(condition.found.values),
-                }
-            )
-    return pd.DataFrame(rows)
+            what = (each.level, name, condition.comparison, "ratio" if condition.is_ratio else "points")
+            limits = (found.mean, found.low, found.high, condition.side, bound, str(condition.holds).lower())
+            rows.append((*what, *limits, condition.p_value, each.adjusted[name], len(condition.found.values)))
+    return pd.DataFrame(rows, columns=COLUMNS)

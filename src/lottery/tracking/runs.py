@@ -151,10 +151,8 @@ def simple(output: Output, folder: Path) -> Content:
         params = {"dataset": output.params.data.name}
     elif output.name == "evaluate":
         points = list(summary(load_report(folder / "levels.csv")))
-        verdicts = load_report(folder / "verdicts.csv")
-        params |= {
-            f"verdict.{level}": verdict for level, verdict in zip(verdicts["level"], verdicts["verdict"], strict=True)
-        }
+        verdicts = load_report(folder / "verdicts.csv").set_index("level")["verdict"]
+        params |= {f"verdict.{level}": verdict for level, verdict in verdicts.items()}
         artifacts["reports"] = partial(_copy, folder, REPORTS)
     else:
         artifacts["figures"] = partial(_copy, folder, None)

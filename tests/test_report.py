@@ -1,0 +1,151 @@
+"""The report: what it answers, and how it reads in a real browser, on a phone, printed and without a network."""
+
+import dataclasses
+import math
+import re
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from clones import ROOT, Clone
+from test_verdicts import GOOD, networks
+
+from lottery.report import Findings, answer, claimed, percent, shown
+from lottery.verdicts import conditions_table, judge, table
+
+CHROMIUM = shutil.which("chromium")
+WORSE = GOOD | {"ticket": (-0.5, 700.0)}
+
+
+def findings(levels: dict[str, dict[str, tuple[float, float]]], **more: object) -> Findings:
+    """Findings about made-up networks; sparser levels come later."""
+    found = networks(levels, **more)
+    judged = judge(found, 0.2, 1.25)
+    summary = found.groupby(["level", "arm"], sort=False).size().reset_index()
+    density = {level: 0.5**place for place, level in enumerate(["dense", *levels])}
+    summary["density"] = summary["level"].map(density)
+    return Findings(
+        levels=summary,
+        networks=found,
+        verdicts=table(judged),
+        conditions=conditions_table(judged),
+        claims=[],
+        structure=pd.DataFrame(),
+        connectivity=pd.DataFrame(),
+        warnings=[],
+        settings={},
+        environment={},
+        commit="",
+    )
+
+
+def test_the_answer_is_the_sparsest_winning_ticket_with_its_uncertainty() -> None:
+    first, second = answer(findings({"p50": GOOD, "p75": GOOD, "p87": WORSE}))
+    assert first.startswith("With 25 % of the weights (p75) the tickets are winning ones: ")
+    assert "differs from dense’s by +0.30 (+0.26 to +0.34) points" in first
+    assert "stop at 0.70 (0.69 to 0.71) times its iteration" in first
+    assert "fresh weights by +0.70 (" in first
+    assert "random masks by +1.20 (" in first
+    assert second == (
+        "In brackets are 95 % intervals over 5 seeds, one split of the images and one test set; "
+        "the other levels are 1 winning ticket, 1 worse than dense."
+    )
+
+
+def test_a_verdict_that_stands_after_holm_comes_before_a_sparser_one_that_does_not() -> None:
+    both = findings({"p50": GOOD, "p75": GOOD})
+    weak = both.verdicts.assign(survives_holm=["true", "false"])
+    assert "(p50)" in answer(dataclasses.replace(both, verdicts=weak))[0]
+    none = both.verdicts.assign(survives_holm=["false", "false"])
+    first, second = answer(dataclasses.replace(both, verdicts=none))
+    assert "(p75)" in first
+    assert "though not after Holm's adjustment over levels" in second
+
+
+def test_without_a_winning_ticket_the_answer_says_so() -> None:
+    assert answer(findings({"p50": WORSE, "p75": WORSE})) == [
+        "No level is shown to have a winning ticket (2 worse than dense).",
+        "The intervals behind this are over 5 seeds, one split of the images and one test set.",
+    ]
+    assert answer(findings({"p50": {"random": (0.0, 1.0)}}))[0] == (
+        "This pipeline trained no tickets, so there is no verdict."
+    )
+
+
+def test_a_limit_that_censoring_takes_away_is_a_dash() -> None:
+    bound = {"unit": "ratio", "mean": 0.5, "low": 0.0, "high": 0.7}
+    assert shown(bound) == ("0.50", "– to 0.70")
+    assert shown(bound | {"low": 0.4, "high": math.inf}) == ("0.50", "0.40 to –")
+    assert shown({"unit": "points", "mean": -0.5, "low": -1.0, "high": 0.004}) == ("−0.50", "−1.00 to +0.00")
+
+
+def test_what_a_claim_came_to_is_in_its_unit() -> None:
+    claim = {"unit": "ratio", "estimate": 0.62, "low": 0.5, "high": None}
+    assert claimed(claim) == "0.62 (0.50 to –) times"
+    assert claimed(claim | {"unit": "points"}) == "+0.62 (+0.50 to –) points"
+    assert claimed(claim | {"unit": "log-ratio per round", "estimate": -0.0712}).startswith("-0.071 (")
+    assert claimed(claim | {"estimate": None}) == ""
+    assert percent(0.98123, 0.0021) == "98.12 ± 0.21"
+    assert percent(0.98123) == "98.12"
+
+
+# --- the page of a real pipeline -------------------------------------------------------------------------------------
+
+
+def test_the_report_of_a_pipeline_is_one_file(finished: Clone) -> None:
+    page = (finished.folder / "reports/report.html").read_text()
+    assert not re.findall(r"""(?:src|href)=["'](?!data:|\#)""", page)  # nothing is loaded from elsewhere
+    assert "<script" not in page
+    assert not re.search(r"""url\(|@import""", page)
+    for level in ("p50", "p75", "p80-at-once"):
+        assert f'<td class="name">{level}</td>' in page
+    assert "2 seeds, of 3 at least" in page
+    commit = finished.run("git", "rev-parse", "HEAD").strip()
+    assert f"git checkout {commit}" in page
+    assert "learning_rate: 0.01" in page
+    assert "torch" in page
+
+
+def test_a_report_of_uncommitted_parameters_names_no_commit(clone: Clone) -> None:
+    clone.change(verdict={"margin": 0.3, "speed_margin": 1.25})
+    assert clone.repro() == ["evaluate", "plot"]
+    assert "No commit holds the sources" in (clone.folder / "reports/report.html").read_text()
+    clone.commit("Another margin")
+    clone.run("git", "commit", "-q", "--allow-empty", "-m", "Later")
+    commit = clone.run("git", "rev-parse", "HEAD~1").strip()
+    clone.repro("--force", "--single-item", "plot")
+    assert f"git checkout {commit}" in (clone.folder / "reports/report.html").read_text()
+
+
+def test_the_committed_report_is_the_templates(tmp_path: Path) -> None:
+    """Every figure that the registry has is in the report, with words for who cannot see it."""
+    page = (ROOT / "reports/report.html").read_text()
+    figures = {path.stem for path in (ROOT / "reports/figures").glob("*.png")}
+    assert page.count("<img ") == len(figures)
+    assert all(len(words) > 20 for words in re.findall(r'<img [^>]*alt="([^"]*)"', page))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="chromium is missing: apt-get install chromium")
+@pytest.mark.parametrize("width", [390, 1100], ids=["phone", "desktop"])
+def test_the_report_reads_well_in_a_browser(finished: Clone, width: int, tmp_path: Path) -> None:
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is missing: pip install '.[dev]'")
+    asked: list[str] = []
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM)
+        page = browser.new_page(viewport={"width": width, "height": 844})
+        page.on("request", lambda request: asked.append(request.url))
+        page.goto((finished.folder / "reports/report.html").as_uri())
+        assert page.evaluate("document.documentElement.scrollWidth") <= width  # nothing sticks out to the right
+        pictures = page.locator("img")
+        assert pictures.count() > 0
+        for picture in pictures.all():
+            picture.scroll_into_view_if_needed()
+            playwright.expect(picture).to_have_js_property("complete", True)
+            assert picture.evaluate("image => image.naturalWidth") > 600
+        assert page.locator("h1 + .answer p").count() == 2
+        page.pdf(path=tmp_path / "report.pdf", format="A4")
+        browser.close()
+    assert not [url for url in asked if url.startswith("http")]
+    assert (tmp_path / "report.pdf").stat().st_size > 50_000
