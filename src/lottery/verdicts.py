@@ -122,9 +122,8 @@ def _by_comparison(found: Mapping[str, Mapping[str, Condition]]) -> Iterator[tup
 
 
 def _conditions(networks: pd.DataFrame, level: str, m: float, s: float) -> Iterator[tuple[str, Condition]]:
-    arms = {
-        arm: rows.set_index("seed") for arm, rows in networks[networks["level"] == level].groupby("arm", sort=False)
-    }
+    here = networks[networks["level"] == level]
+    arms = {arm: rows.set_index("seed") for arm, rows in here.groupby("arm", sort=False)}
     arms["dense"] = networks[networks["level"] == "dense"].set_index("seed")
 
     def points(first: str, second: str) -> Interval:

@@ -28,7 +28,7 @@ def main() -> None:
             figures.save_figures(results, folder)
         with replacing(REPORTS / "report.html") as page:
             page.write_text(report.render(load_findings(p, results), REPORTS / "figures"), encoding="utf-8")
-        tracked.log_figures(REPORTS / "figures")
+        tracked.log_plots(REPORTS)
 
 
 def load_results() -> Results:

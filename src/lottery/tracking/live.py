@@ -20,7 +20,7 @@ from lottery import LotteryError
 from lottery.params import Params
 from lottery.tracking.address import is_sqlite, shown_uri, without_password
 from lottery.tracking.attempts import Mark
-from lottery.tracking.outputs import REPORTS, Output, digest, digest_of_reports
+from lottery.tracking.outputs import PLOTS, REPORTS, Output, digest, digest_of_several
 
 if TYPE_CHECKING:
     from lottery.tracking.runs import Attempt, Recorder
@@ -98,12 +98,13 @@ class StageRun:
                 self._recorder.level(level)
             self._recorder.evaluation(output, levels, self._attempt)
 
-        self._leave(lambda: self._output(digest_of_reports(digest(reports / name) for name in REPORTS), reports), log)
+        self._leave(lambda: self._output(digest_of_several(digest(reports / name) for name in REPORTS), reports), log)
 
-    def log_figures(self, folder: Path) -> None:
-        """The figures of the `plot` stage."""
+    def log_plots(self, reports: Path) -> None:
+        """The figures and the report of the `plot` stage."""
         self._leave(
-            lambda: self._output(digest(folder), folder), lambda output: self._recorder.simple(output, self._attempt)
+            lambda: self._output(digest_of_several(digest(reports / name) for name in PLOTS), reports),
+            lambda output: self._recorder.simple(output, self._attempt),
         )
 
     def _leave(self, left: Callable[[], Output], log: Callable[[Output], None]) -> None:

@@ -23,6 +23,8 @@ REPORTS = (  # what `evaluate` leaves
     "networks.csv",
     "verdicts.csv",
 )
+PLOTS = ("figures", "report.html")  # what `plot` leaves
+SEVERAL = {"evaluate": REPORTS, "plot": PLOTS}
 
 
 class MissingError(Exception):
@@ -39,8 +41,8 @@ def digest(path: Path) -> str:
         return hashlib.file_digest(file, "md5").hexdigest()
 
 
-def digest_of_reports(digests: Iterable[str]) -> str:
-    """One sum for what `evaluate` leaves, from those of `REPORTS` in this order."""
+def digest_of_several(digests: Iterable[str]) -> str:
+    """One sum for what `evaluate` or `plot` leaves, from those of `REPORTS` or `PLOTS` in this order."""
     return hashlib.md5("".join(digests).encode()).hexdigest()
 
 
@@ -84,8 +86,8 @@ class Recorded:
 
     def output(self, files: Callable[["Recorded"], AbstractContextManager[Path]]) -> Output:
         """As an output; ``files`` gives the folder with its files."""
-        if self.name == "evaluate":
-            total = digest_of_reports(self.outs[f"reports/{name}"] for name in REPORTS)
+        if self.name in SEVERAL:
+            total = digest_of_several(self.outs[f"reports/{name}"] for name in SEVERAL[self.name])
         else:
             (total,) = self.outs.values()
         return Output(self.name, self.stage, total, self.data_digest, self.params, lambda: files(self))

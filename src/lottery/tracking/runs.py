@@ -24,6 +24,7 @@ from lottery.tracking.outputs import REPORTS, Output
 from lottery.tracking.store import KEY, Content, Points, Store, is_complete, is_deleted, milliseconds
 
 PARENT = tags.MLFLOW_PARENT_RUN_ID
+REPORT = ("report.html",)
 CURVES = ("train_loss", "validation_loss", "validation_accuracy")  # a history's columns
 
 
@@ -155,7 +156,7 @@ def simple(output: Output, folder: Path) -> Content:
         params |= {f"verdict.{level}": verdict for level, verdict in verdicts.items()}
         artifacts["reports"] = partial(_copy, folder, REPORTS)
     else:
-        artifacts["figures"] = partial(_copy, folder, None)
+        artifacts |= {"figures": partial(_copy, folder / "figures", None), "report": partial(_copy, folder, REPORT)}
     return Content(output.name, params, points, [data_input(output)], artifacts)
 
 

@@ -15,7 +15,7 @@ from lottery import LotteryError
 from lottery.params import Params
 from lottery.tracking.address import shown_uri, without_password
 from lottery.tracking.attempts import Mark, left
-from lottery.tracking.outputs import REPORTS, MissingError, Output, Recorded, digest, recorded
+from lottery.tracking.outputs import REPORTS, SEVERAL, MissingError, Output, Recorded, digest, recorded
 from lottery.tracking.runs import PARENT, Attempt, Origin, Recorder, git, origin_of_workspace
 from lottery.tracking.serve import connect, first_line
 from lottery.tracking.store import ATTEMPT, KEY, Store, is_complete
@@ -148,7 +148,7 @@ class Workspace:
                 raise MissingError(f"{path} is not here; `dvc pull` or `dvc repro` brings it") from None
             if not same:
                 raise MissingError(f"{path} is not what dvc.lock records; `dvc repro` or `dvc checkout` mends that")
-        yield root() / ("reports" if entry.name == "evaluate" else next(iter(entry.outs)))
+        yield root() / ("reports" if entry.name in SEVERAL else next(iter(entry.outs)))
 
 
 class Revision:
@@ -170,7 +170,9 @@ class Revision:
         with scratch() as folder:
             try:
                 for path in self._paths(entry):
-                    self._files.get_file(path, str(folder / Path(path).name))
+                    place = folder / path.removeprefix("reports/" if entry.name in SEVERAL else f"models/{entry.name}/")
+                    place.parent.mkdir(exist_ok=True)
+                    self._files.get_file(path, str(place))
             except Exception as error:  # of DVC's, its data packages' or a remote's
                 raise MissingError(
                     f"{entry.stage}: its files are in no DVC cache or remote within reach: {first_line(error)}"
@@ -181,7 +183,7 @@ class Revision:
         if entry.name == "evaluate":
             return [f"reports/{name}" for name in REPORTS]
         if entry.name == "plot":
-            return list(self._files.ls("reports/figures", detail=False))
+            return ["reports/report.html", *self._files.ls("reports/figures", detail=False)]
         return [] if entry.name == "download" else [f"models/{entry.name}/{name}" for name in FILES]
 
 
