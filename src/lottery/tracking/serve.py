@@ -39,6 +39,7 @@ def serve_ui(port: int) -> None:
     print(f"MLflow UI: {base}/#/experiments/{store.experiment}/runs?{query}", flush=True)
     if not uri.startswith("http"):
         os.environ["MLFLOW_BACKEND_STORE_URI"] = uri  # a command line, which all users see, would show its password
+        os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"  # four processes for language models' evaluations
         server = [sys.executable, "-m", "mlflow", "server", "--workers", "1"]
         os.execv(sys.executable, [*server, "--host", "127.0.0.1", "--port", str(port)])
 
