@@ -15,8 +15,10 @@ from PIL import Image
 
 from lottery import LotteryError, figures
 from lottery.artifacts import save_level
+from lottery.drawing import LOOKS, Results
 from lottery.experiment import Level
-from lottery.figures import FIGURES, Results, save_figures, save_mask_picture
+from lottery.figures import FIGURES, save_figures
+from lottery.mask_figures import save_mask_picture
 from lottery.network import Parameters
 from lottery.stages import plot
 from lottery.statistics import early_stopping, summarize
@@ -38,8 +40,10 @@ def results(
         rows = [(arm, seed) for arm in (("dense",) if level == "dense" else arms) for seed in seeds]
         loss = np.hstack([np.full((len(rows), 1), 2.3), random.uniform(0.1, 0.3, (len(rows), 5))])
         keys = pd.DataFrame(rows, columns=["arm", "seed"])
-        history = keys.loc[keys.index.repeat(6)].assign(
-            iteration=[0, 20, 40, 60, 80, 90] * len(rows), validation_loss=loss.flatten(), level=level
+        history = (
+            keys.loc[keys.index.repeat(6)]
+            .reset_index(drop=True)
+            .assign(iteration=[0, 20, 40, 60, 80, 90] * len(rows), validation_loss=loss.flatten(), level=level)
         )
         stops = early_stopping(history)
         networks.append(
@@ -149,7 +153,7 @@ def test_accuracy_runs_from_dense_to_the_sparsest_level_on_a_logarithmic_axis() 
     assert [label.get_text() for label in axes.get_xticklabels()] == ["100 %", "60 %", "40 %", "10 %"]
     mean = drawn.networks.groupby(["level", "arm"])["test_accuracy"].mean()
     expected = [mean["dense", "dense"], *(mean[level, "ticket"] for level in CHAIN)]
-    points = curve(axes, figures.LOOKS["ticket"].color)
+    points = curve(axes, LOOKS["ticket"].color)
     assert [x for x, _ in points] == pytest.approx([100, 60, 40, 10])
     assert [y for _, y in points] == pytest.approx([100 * value for value in expected])
 

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from lottery import LotteryError, figures, params, tracking
 from lottery.artifacts import load_contents, load_history, load_masks
-from lottery.figures import Results
+from lottery.drawing import Results
 from lottery.stages import run
 from lottery.workplace import replacing
 

@@ -229,7 +229,7 @@ def level(output: Output, folder: Path) -> tuple[Content, dict[tuple[str, int], 
 
 
 def _save_mask(masks: list[Tensor], folder: Path) -> None:
-    from lottery.figures import save_mask_picture  # matplotlib takes 0.2 s, while nobody waits for it here
+    from lottery.mask_figures import save_mask_picture  # matplotlib takes 0.2 s, while nobody waits for it here
 
     layers = {f"layer{i}": mask.contiguous() for i, mask in enumerate(masks)}
     (folder / "mask.safetensors").write_bytes(save(layers))
