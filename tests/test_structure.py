@@ -121,6 +121,7 @@ def test_chance_by_hand() -> None:
     # of 2 of 4 and 2 of 4: none, one or both in common with probability 1/6, 4/6 and 1/6
     assert chance(4, 2, 2) == pytest.approx(4 / 6 * 1 / 3 + 1 / 6 * 1)
     assert chance(235_200, 47_040, 47_040) == pytest.approx(0.2 / 1.8, rel=1e-4)
+    assert chance(235_200, 10, 10) == pytest.approx(10 * 10 / 235_200 / 19, rel=0.01)  # one in common, or none
     assert chance(9, 9, 9) == 1
     assert math.isnan(chance(9, 0, 0))
 
@@ -180,10 +181,10 @@ def test_of_one_seed_there_is_no_overlap() -> None:
 # --- kept weights ----------------------------------------------------------------------------------------------------
 
 
-def test_bins_reach_eight_deviations_of_the_initial_weights_each_way() -> None:
+def test_bins_reach_sixteen_deviations_of_the_initial_weights_each_way() -> None:
     limits = edges(torch.tensor([[[0.5, -0.5], [0.5, -0.5]]]))
-    assert len(limits) == 65
-    assert limits[[0, 32, 36, 64]].tolist() == [-4.0, 0.0, 0.5, 4.0]
+    assert len(limits) == 97
+    assert limits[[0, 48, 51, 96]].tolist() == [-8.0, 0.0, 0.5, 8.0]
 
 
 def test_a_histogram_counts_kept_weights_alone_and_its_outermost_bins_are_open() -> None:
@@ -198,7 +199,7 @@ def test_kept_weights_are_a_row_a_layer_and_bin_and_every_kept_weight_is_in_one(
     start, end = ([torch.randn(mask.shape, generator=draws) for mask in masks] for _ in range(2))
     table = kept_weights(masks, start, end, [edges(weights) for weights in start])
     assert table.columns.tolist() == ["layer", "low", "high", "start", "end"]
-    assert table["layer"].tolist() == [0] * 64 + [1] * 64
+    assert table["layer"].tolist() == [0] * 96 + [1] * 96
     assert (table["low"] < table["high"]).all()
     kept = [int(mask.sum()) for mask in masks]
     assert table.groupby("layer")["start"].sum().tolist() == kept

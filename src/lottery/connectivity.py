@@ -6,6 +6,8 @@ the two, a network's error rises above that of its ends by the barrier; where it
 valley was settled before the batch orders could decide it.
 """
 
+from collections.abc import Sequence
+
 import pandas as pd
 import torch
 from torch import Tensor
@@ -15,6 +17,7 @@ from lottery.network import Parameters, accuracy
 POINTS = 31  # evenly spaced on the line, both ends among them
 STABLE = 0.02  # barriers below are within the noise (section 2)
 BARRIERS = ("barrier_test", "barrier_train")  # fractions, by the images they are measured on
+COLUMNS = ("level", "arm", "seed", *BARRIERS)  # of reports/connectivity.csv
 
 
 def errors_between(first: Parameters, second: Parameters, inputs: Tensor, labels: Tensor, threads: int) -> Tensor:
@@ -34,6 +37,23 @@ def barrier(first: Parameters, second: Parameters, inputs: Tensor, labels: Tenso
     """The highest error on the line between two networks minus the mean of its two ends, a fraction, float64 [R]."""
     errors = errors_between(first, second, inputs, labels, threads)
     return errors.amax(dim=1) - errors[:, [0, -1]].mean(dim=1)
+
+
+Measured = tuple[Tensor, Tensor, int]  # inputs, labels and threads, as `barrier` takes them
+
+
+def table(
+    arms: Sequence[str], seeds: Sequence[int], first: Parameters, second: Parameters, test: Measured, train: Measured
+) -> pd.DataFrame:
+    """A level's rows of reports/connectivity.csv, one a network with a twin: all seeds of the first arm, then on."""
+    return pd.DataFrame(
+        {
+            "arm": [arm for arm in arms for _ in seeds],
+            "seed": [*seeds] * len(arms),
+            "barrier_test": barrier(first, second, *test),
+            "barrier_train": barrier(first, second, *train),
+        }
+    )
 
 
 def summarize(levels: pd.DataFrame, barriers: pd.DataFrame) -> pd.DataFrame:

@@ -21,7 +21,19 @@ from torch import Tensor
 from lottery.network import Masks
 from lottery.pruning import weights_kept
 
-BINS, REACH = 64, 8.0  # of the distribution of weights: how many bins, and standard deviations at its ends
+COLUMNS = (  # of reports/structure.csv
+    "level",
+    "arm",
+    "layer",
+    "density",
+    "connected_in",
+    "connected_out",
+    "overlap",
+    "chance",
+    "chance_by_input",
+)
+WEIGHTS_COLUMNS = ("level", "layer", "low", "high", "start", "end")  # of reports/kept_weights.csv
+BINS, REACH = 96, 16.0  # of the distribution of weights: how many bins, and standard deviations at its ends
 
 # --- connected units -------------------------------------------------------------------------------------------------
 
@@ -49,7 +61,7 @@ def effective_density(masks: Masks) -> Tensor:
     on_path = torch.zeros(len(leads), dtype=torch.int64)
     for mask, before in zip(reversed(masks), reversed(reached), strict=True):
         onward = mask & leads[:, None, :]
-        on_path += (onward & before[:, :, None]).sum(dim=(1, 2))
+        on_path += (onward & before[:, :, None]).count_nonzero(dim=(1, 2))
         leads = onward.any(dim=2)
     return on_path.double() / sum(mask[0].numel() for mask in masks)
 
@@ -66,8 +78,8 @@ def of_networks(masks: Masks) -> dict[str, Tensor]:
 
 def jaccard(first: Tensor, second: Tensor) -> float:
     """|A and B| / |A or B| of two masks of one shape; NaN where both are empty."""
-    either = int((first | second).sum())
-    return int((first & second).sum()) / either if either else math.nan
+    both, either = (np.count_nonzero(mask.numpy()) for mask in (first & second, first | second))  # fifty sums a level
+    return both / either if either else math.nan
 
 
 @lru_cache(maxsize=1024)
@@ -78,7 +90,12 @@ def chance(size: int, first: int, second: int) -> float:
     """
     if not first + second:
         return math.nan
-    both = np.arange(max(0, first + second - size), min(first, second) + 1)
+    lowest, highest = max(0, first + second - size), min(first, second)
+    mean = first * second / size
+    reach = (
+        40 * math.sqrt(mean * (1 - first / size)) + 100
+    )  # deviations, at least; what lies further is lost in a double
+    both = np.arange(max(lowest, math.floor(mean - reach)), min(highest, math.ceil(mean + reach)) + 1)
     return float(hypergeom.pmf(both, size, first, second) @ (both / (first + second - both)))
 
 
@@ -148,7 +165,7 @@ def _chance_by_input(mask: Tensor) -> float:
 
 
 def edges(initial: Tensor) -> NDArray[np.float64]:
-    """The bins' limits [BINS + 1] for a layer's weights: 8 standard deviations of its ``initial`` weights each way."""
+    """The bins' limits [BINS + 1] for a layer's weights: 16 standard deviations of its ``initial`` weights each way."""
     return np.linspace(-REACH, REACH, BINS + 1) * float(initial.double().std(correction=0))
 
 

@@ -14,13 +14,16 @@ from pydantic import ValidationError
 from lottery import LotteryError
 from lottery.params import Params
 
-REPORTS = (  # what `evaluate` leaves
+REPORTS = (  # what `evaluate` leaves; an older version left less
     "claims.json",
     "conditions.csv",
+    "connectivity.csv",
     "experiment_results.json",
+    "kept_weights.csv",
     "levels.csv",
     "metrics.json",
     "networks.csv",
+    "structure.csv",
     "verdicts.csv",
 )
 
@@ -40,7 +43,7 @@ def digest(path: Path) -> str:
 
 
 def digest_of_reports(digests: Iterable[str]) -> str:
-    """One sum for what `evaluate` leaves, from those of `REPORTS` in this order."""
+    """One sum for what an `evaluate` left, from those of its `REPORTS` in this order."""
     return hashlib.md5("".join(digests).encode()).hexdigest()
 
 
@@ -82,10 +85,15 @@ class Recorded:
     outs: Mapping[str, str]  # MD5 sums by path
     data_digest: str
 
+    @property
+    def reports(self) -> list[str]:
+        """Which of `REPORTS` an `evaluate` left."""
+        return [name for name in REPORTS if f"reports/{name}" in self.outs]
+
     def output(self, files: Callable[["Recorded"], AbstractContextManager[Path]]) -> Output:
         """As an output; ``files`` gives the folder with its files."""
         if self.name == "evaluate":
-            total = digest_of_reports(self.outs[f"reports/{name}"] for name in REPORTS)
+            total = digest_of_reports(self.outs[f"reports/{name}"] for name in self.reports)
         else:
             (total,) = self.outs.values()
         return Output(self.name, self.stage, total, self.data_digest, self.params, lambda: files(self))
