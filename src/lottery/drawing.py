@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import cycle
 from textwrap import fill
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import matplotlib
 import numpy as np
@@ -16,6 +16,7 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 if TYPE_CHECKING:  # most stages only save mask pictures, which need none of these
+    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from matplotlib.typing import LineStyleType, RcKeyType
@@ -80,6 +81,7 @@ class Range(NamedTuple):
     highest: float
 
 
+Item = TypeVar("Item")
 Ranges = dict[tuple[str, str], Range]  # by level and arm
 
 
@@ -91,6 +93,9 @@ class Results:
     networks: pd.DataFrame  # reports/networks.csv, a row a network
     history: pd.DataFrame  # the levels' histories, with a column `level`
     connections: Mapping[str, NDArray[np.float64]]  # level: first-layer connections that each input keeps, [in]
+    structure: pd.DataFrame  # reports/structure.csv, a row a level, arm and layer
+    kept_weights: pd.DataFrame  # reports/kept_weights.csv, a row a level, layer and bin
+    connectivity: pd.DataFrame  # reports/connectivity.csv, a row a network with a twin
 
     @cached_property
     def looks(self) -> dict[str, Look]:
@@ -141,9 +146,13 @@ class Results:
     @cached_property
     def kept_by_layer(self) -> pd.DataFrame:
         """Weights kept, a row a level and a column a layer."""
-        kept = self.tree.filter(regex="^weights_kept_layer")
-        hidden = [f"hidden layer {i + 1}" for i in range(kept.shape[1] - 1)]
-        return kept.set_axis([*hidden, "output layer"], axis=1)
+        return self.tree.filter(regex="^weights_kept_layer").set_axis(self.layers, axis=1)
+
+    @cached_property
+    def layers(self) -> list[str]:
+        """The layers' names, from the inputs to the outputs."""
+        layers = sum(name.startswith("weights_kept_layer") for name in self.levels)
+        return [*(f"hidden layer {i + 1}" for i in range(layers - 1)), "output layer"]
 
     @cached_property
     def differences(self) -> pd.DataFrame:
@@ -176,19 +185,26 @@ def axes_at(figure: Figure, left: float, top: float, width: float, height: float
     return figure.add_axes((left / across, 1 - (top + height) / down, width / across, height / down))
 
 
-def add_legend(figure: Figure, results: Results, *notes: str) -> None:
-    """Below the figure: the arms, and in words what else there is to know."""
+def add_legend(figure: Figure, results: Results, *notes: str, arms: Collection[str] | None = None) -> None:
+    """Below the figure: the arms, or those of ``arms``, and in words what else there is to know."""
     from matplotlib.lines import Line2D
 
     over = f"Mean over {results.seeds} seeds, shaded from the lowest to the highest."
+    handles = [
+        Line2D([], [], color=look.color, marker=look.marker, linestyle=look.line, label=arm)
+        for arm, look in results.looks.items()
+        if arms is None or arm in arms
+    ]
+    add_key(figure, handles, over if results.seeds > 1 else "One seed.", *notes)
+
+
+def add_key(figure: Figure, handles: Sequence[Artist], *notes: str) -> None:
+    """Below the figure: what each of these looks means, and notes in words."""
     legend = figure.legend(
-        handles=[
-            Line2D([], [], color=look.color, marker=look.marker, linestyle=look.line, label=arm)
-            for arm, look in results.looks.items()
-        ],
+        handles=handles,
         loc="outside lower center",
-        ncols=len(results.looks),
-        title=fill(" ".join(filter(None, [over if results.seeds > 1 else "One seed.", *notes])), 130),
+        ncols=len(handles),
+        title=fill(" ".join(filter(None, notes)), 130),
         title_fontsize="small",
     )
     legend.get_title().set_multialignment("center")
@@ -206,8 +222,6 @@ def draw_lines(axes: Axes, results: Results, ranges: Ranges, hollow: Collection[
 
     The markers of the levels and arms in ``hollow`` are hollow.
     """
-    from matplotlib.ticker import NullLocator
-
     axes.axhline(ranges["dense", "dense"].mean, color="black", linewidth=1, linestyle=results.looks["dense"].line)
     for arm, look in reversed(results.looks.items()):  # dense and tickets on top
         for line, style in zip(results.lines, cycle(PATHS.values()), strict=False):
@@ -220,6 +234,13 @@ def draw_lines(axes: Axes, results: Results, ranges: Ranges, hollow: Collection[
             if (level, arm) in ranges:
                 face = "white" if (level, arm) in hollow else look.color
                 axes.plot(percent, ranges[level, arm].mean, look.marker, color=look.color, markerfacecolor=face)
+    set_density_axis(axes, results)
+
+
+def set_density_axis(axes: Axes, results: Results) -> None:
+    """Density across, on a logarithmic axis, sparser to the right as in Frankle & Carbin (2019)."""
+    from matplotlib.ticker import NullLocator
+
     densities = sorted(set(results.percent.values()), reverse=True)
     axes.set_xscale("log")
     axes.set_xlim(1.08 * densities[0], densities[-1] / 1.08)
@@ -257,6 +278,11 @@ def width_of(text: str) -> float:
 def as_percent(value: float) -> str:
     """A percentage in three digits."""
     return f"{value:.3g} %"
+
+
+def spread(items: Sequence[Item], most: int) -> list[Item]:
+    """At most so many items, spread evenly; the first and the last are among them."""
+    return [items[i] for i in sorted({round(i) for i in np.linspace(0, len(items) - 1, most)})]
 
 
 def shades(kept: pd.DataFrame) -> list[tuple[str, Any]]:

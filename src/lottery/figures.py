@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import matplotlib
 import numpy as np
 
+from lottery.connectivity import STABLE
 from lottery.drawing import (
     GREY,
     LINE,
@@ -29,24 +30,28 @@ from lottery.drawing import (
     paths_in_words,
     shades,
     size_in_inches,
+    spread,
     width_of,
 )
-from lottery.mask_figures import mask_inputs
+from lottery.mask_figures import kept_weights, mask_inputs, mask_overlap, mask_structure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+BARRIERS = {"barrier_test": "test images", "barrier_train": "training images"}
 HOLLOW = "Hollow: a seed or more is censored, its last evaluation being its best."
 
 
 def save_figures(results: Results, folder: Path) -> None:
-    """Save every figure in a folder, as a PNG file of its name."""
+    """Save every figure that has something to show in a folder, as a PNG file of its name."""
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(STYLE)
-        for name, figure in FIGURES.items():
-            figure(results).savefig(folder / f"{name}.png", metadata={"Software": None})
+        for name, draw in FIGURES.items():
+            figure = draw(results)
+            if figure:
+                figure.savefig(folder / f"{name}.png", metadata={"Software": None})
 
 
 # --- figures ---------------------------------------------------------------------------------------------------------
@@ -102,7 +107,7 @@ def learning_curves(results: Results) -> Figure:
     """Validation loss against iteration for up to four levels, with the dense networks as the reference."""
     from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
-    shown = [results.pruned[i] for i in sorted({round(i) for i in np.linspace(0, len(results.pruned) - 1, 4)})]
+    shown = spread(results.pruned, 4)
     columns = min(len(shown), 2)
     rows = math.ceil(len(shown) / columns)
     figure = new_figure(1.2 + 2.6 * rows, "Validation loss while training")
@@ -133,6 +138,28 @@ def learning_curves(results: Results) -> Figure:
     for axes in panels[len(shown) :]:
         axes.set_visible(False)
     add_legend(figure, results, "Markers: mean early-stopping iteration.")
+    return figure
+
+
+def connectivity(results: Results) -> Figure | None:
+    """How high the barrier between a network and its twin is; None where the pipeline trains no twins."""
+    from matplotlib.ticker import StrMethodFormatter
+
+    if results.connectivity.empty:
+        return None
+    figure = new_figure(4.2, "Error barrier on the line between a network and its twin")
+    for axes, (images, title) in zip(figure.subplots(1, 2, sharey=True), BARRIERS.items(), strict=True):
+        barriers = over_seeds(results.connectivity, images, scale=100)
+        draw_lines(axes, results, barriers)
+        axes.axhspan(0, 100 * STABLE, color="black", alpha=0.08, linewidth=0)
+        axes.set_ylim(bottom=0)
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.set_title(title, weight="normal", size="medium")
+        axes.set_ylabel("percentage points")
+        axes.label_outer()
+    arms = results.connectivity["arm"].unique()
+    note = f"Twins differ in their batch order alone. Below {100 * STABLE:g} points, shaded grey, training is stable."
+    add_legend(figure, results, note, paths_in_words(results), arms=arms)
     return figure
 
 
@@ -189,7 +216,7 @@ def results_table(results: Results) -> Figure:
     return figure
 
 
-FIGURES: dict[str, Callable[[Results], Figure]] = {
+FIGURES: dict[str, Callable[[Results], Figure | None]] = {
     figure.__name__: figure
     for figure in (
         accuracy_vs_pruning,
@@ -198,6 +225,10 @@ FIGURES: dict[str, Callable[[Results], Figure]] = {
         parameter_reduction,
         learning_curves,
         mask_inputs,
+        mask_structure,
+        mask_overlap,
+        kept_weights,
+        connectivity,
         combined_metrics,
         results_table,
     )

@@ -32,7 +32,8 @@ def load_results() -> Results:
     names = levels["level"].unique()
     history = pd.concat([load_history(MODELS / name).assign(level=name) for name in names], ignore_index=True)
     connections = {name: load_connections(MODELS / name) for name in names if name != "dense"}
-    return Results(levels, load_report("networks.csv"), history, connections)
+    tables = (load_report(f"{name}.csv") for name in ("structure", "kept_weights", "connectivity"))
+    return Results(levels, load_report("networks.csv"), history, connections, *tables)
 
 
 def load_report(name: str) -> pd.DataFrame:
