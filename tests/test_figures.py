@@ -1,7 +1,9 @@
 """What the figures show, and that the same results draw the same bytes."""
 
+import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib
@@ -13,10 +15,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
-from lottery import LotteryError, figures
+from lottery import LotteryError, figures, mask_figures
 from lottery.artifacts import save_level
+from lottery.connectivity import BARRIERS
+from lottery.drawing import LOOKS, Results
 from lottery.experiment import Level
-from lottery.figures import FIGURES, Results, save_figures, save_mask_picture
+from lottery.figures import FIGURES, save_figures
+from lottery.mask_figures import save_mask_picture
 from lottery.network import Parameters
 from lottery.stages import plot
 from lottery.statistics import early_stopping, summarize
@@ -26,10 +31,15 @@ CHAIN = {"p40": ("dense", 0.4), "p60": ("p40", 0.6), "p90": ("p60", 0.9)}
 ONE_SHOT = {"o90": ("dense", 0.9), "o60": ("dense", 0.6)}
 BRANCHED = CHAIN | {"q80": ("p40", 0.8), "q95": ("q80", 0.95)}
 ARMS = ("ticket", "reinit", "random")
+WITHOUT_TWINS = set(FIGURES) - {"connectivity"}
+TICKETS_ALONE = {"parameter_reduction", "mask_inputs", "mask_overlap", "kept_weights"}
 
 
 def results(
-    levels: Mapping[str, tuple[str, float]], arms: Sequence[str] = ARMS, seeds: Sequence[int] = (0, 1, 2)
+    levels: Mapping[str, tuple[str, float]],
+    arms: Sequence[str] = ARMS,
+    seeds: Sequence[int] = (0, 1, 2),
+    twins: Sequence[str] = (),
 ) -> Results:
     """Results as the stages leave them, of networks with 8x8 inputs that were never trained."""
     random = np.random.default_rng(0)
@@ -38,8 +48,10 @@ def results(
         rows = [(arm, seed) for arm in (("dense",) if level == "dense" else arms) for seed in seeds]
         loss = np.hstack([np.full((len(rows), 1), 2.3), random.uniform(0.1, 0.3, (len(rows), 5))])
         keys = pd.DataFrame(rows, columns=["arm", "seed"])
-        history = keys.loc[keys.index.repeat(6)].assign(
-            iteration=[0, 20, 40, 60, 80, 90] * len(rows), validation_loss=loss.flatten(), level=level
+        history = (
+            keys.loc[keys.index.repeat(6)]
+            .reset_index(drop=True)
+            .assign(iteration=[0, 20, 40, 60, 80, 90] * len(rows), validation_loss=loss.flatten(), level=level)
         )
         stops = early_stopping(history)
         networks.append(
@@ -48,11 +60,15 @@ def results(
                 parent=parent,
                 sparsity=sparsity,
                 density=1 - sparsity,
+                effective_density=(1 - sparsity) * random.uniform(0.9, 1.0, len(rows)),
+                connected_inputs=random.integers(50, 64, len(rows)),
+                connected_hidden1=random.integers(5, 10, len(rows)),
                 weights_kept=round(1000 * (1 - sparsity)),
                 weights_kept_layer0=round(900 * (1 - sparsity)),
                 weights_kept_layer1=round(100 * (1 - sparsity)),
                 early_stopping_iteration=stops["early_stopping_iteration"],
                 censored=stops["censored"],
+                dense_loss_iteration=80,
                 **{
                     accuracy: random.uniform(0.9, 0.98, len(rows))
                     for accuracy in ("test_accuracy", "test_accuracy_last", "test_accuracy_start")
@@ -64,7 +80,40 @@ def results(
         histories.append(history)
     table = pd.concat(networks, ignore_index=True)
     connections = {level: random.uniform(0, 30, 64) for level in levels}
-    return Results(summarize(table), table, pd.concat(histories, ignore_index=True), connections)
+    return Results(
+        levels=summarize(table),
+        networks=table,
+        history=pd.concat(histories, ignore_index=True),
+        connections=connections,
+        structure=structure(table, random),
+        kept_weights=weights(table, random),
+        connectivity=barriers(table, twins, random),
+    )
+
+
+def structure(networks: pd.DataFrame, random: np.random.Generator) -> pd.DataFrame:
+    """reports/structure.csv, of which figures read the overlap: undefined for one seed."""
+    arms = networks[["level", "arm"]].drop_duplicates()
+    rows = arms.merge(pd.DataFrame({"layer": ["0", "1", "all"]}), how="cross")
+    several = networks["seed"].nunique() > 1
+    for column in ("overlap", "chance", "chance_by_input"):
+        rows[column] = random.uniform(0.01, 1, len(rows)) if several else math.nan
+    rows.loc[rows["layer"] != "0", "chance_by_input"] = math.nan
+    return rows
+
+
+def weights(networks: pd.DataFrame, random: np.random.Generator) -> pd.DataFrame:
+    """reports/kept_weights.csv, with fewer bins."""
+    levels = networks.loc[networks["arm"].isin(["dense", "ticket"]), "level"].drop_duplicates()
+    rows = levels.to_frame().merge(pd.DataFrame({"layer": [0, 1]}), how="cross")
+    rows = rows.merge(pd.DataFrame({"low": np.arange(-8.0, 8.0), "high": np.arange(-7.0, 9.0)}), how="cross")
+    return rows.assign(**{when: random.integers(1, 20, len(rows)) for when in ("start", "end")})
+
+
+def barriers(networks: pd.DataFrame, arms: Sequence[str], random: np.random.Generator) -> pd.DataFrame:
+    """reports/connectivity.csv where these arms have twins."""
+    rows = networks.loc[networks["arm"].isin(arms), ["level", "arm", "seed"]]
+    return rows.assign(**{images: random.uniform(0, 0.5, len(rows)) for images in BARRIERS})
 
 
 def texts(figure: Figure) -> set[str]:
@@ -95,7 +144,7 @@ def test_the_same_results_draw_the_same_bytes_whatever_the_settings_of_matplotli
         before = dict(matplotlib.rcParams)
         save_figures(results(ONE_SHOT, ["ticket"]), tmp_path / "second")
         assert dict(matplotlib.rcParams) == before
-    assert {path.stem for path in (tmp_path / "first").iterdir()} == set(FIGURES)
+    assert {path.stem for path in (tmp_path / "first").iterdir()} == WITHOUT_TWINS
     for path in sorted((tmp_path / "first").iterdir()):
         assert path.read_bytes() == (tmp_path / "second" / path.name).read_bytes(), path.name
         with Image.open(path) as image:
@@ -123,13 +172,13 @@ def test_every_pipeline_draws_without_a_warning(
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         save_figures(results(levels, arms, seeds), tmp_path)
-    assert {path.stem for path in tmp_path.iterdir()} == set(FIGURES)
+    assert {path.stem for path in tmp_path.iterdir()} == WITHOUT_TWINS
 
 
 # --- what figures say ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", [name for name in FIGURES if name not in ("parameter_reduction", "mask_inputs")])
+@pytest.mark.parametrize("name", sorted(WITHOUT_TWINS - TICKETS_ALONE))
 def test_every_figure_that_compares_arms_names_them_all(name: str) -> None:
     arms = (*ARMS, "finetune")
     assert {"dense", *arms} <= texts(FIGURES[name](results(CHAIN, arms)))
@@ -149,7 +198,7 @@ def test_accuracy_runs_from_dense_to_the_sparsest_level_on_a_logarithmic_axis() 
     assert [label.get_text() for label in axes.get_xticklabels()] == ["100 %", "60 %", "40 %", "10 %"]
     mean = drawn.networks.groupby(["level", "arm"])["test_accuracy"].mean()
     expected = [mean["dense", "dense"], *(mean[level, "ticket"] for level in CHAIN)]
-    points = curve(axes, figures.LOOKS["ticket"].color)
+    points = curve(axes, LOOKS["ticket"].color)
     assert [x for x, _ in points] == pytest.approx([100, 60, 40, 10])
     assert [y for _, y in points] == pytest.approx([100 * value for value in expected])
 
@@ -201,13 +250,88 @@ def test_the_markers_of_censored_levels_are_hollow() -> None:
 def test_the_table_shows_means_deviations_and_differences() -> None:
     drawn = results({"p80": ("dense", 0.8)}, ["ticket"])
     drawn.networks["test_accuracy"] = [0.97, 0.98, 0.99, 0.96, 0.965, 0.97]
-    written = texts(figures.results_table(Results(summarize(drawn.networks), drawn.networks, drawn.history, {})))
+    written = texts(figures.results_table(replace(drawn, levels=summarize(drawn.networks))))
     assert {"p80", "20 %", "200", "98.00 ± 1.00", "96.50 ± 0.50", "\N{MINUS SIGN}1.50"} <= written
 
 
 def test_one_seed_has_no_deviation() -> None:
     drawn = results({"p80": ("dense", 0.8)}, ["ticket"], seeds=[4])
     assert not any("±" in text for text in texts(figures.results_table(drawn)))
+
+
+# --- masks -----------------------------------------------------------------------------------------------------------
+
+
+def test_structure_shows_connected_units_and_the_fraction_of_kept_weights_on_a_path() -> None:
+    drawn = results(CHAIN)
+    panels = mask_figures.mask_structure(drawn).axes
+    titles = ["Connected inputs", "Connected units, hidden layer 1", "Kept weights that lie on a path"]
+    assert [axes.get_title() for axes in panels if axes.get_visible()] == titles
+    means = drawn.networks.groupby(["level", "arm"])
+    inputs = curve(panels[0], LOOKS["ticket"].color)
+    path = [("dense", "dense"), *((level, "ticket") for level in CHAIN)]
+    assert inputs == [
+        (pytest.approx(100 * means["density"].mean()[at]), pytest.approx(means["connected_inputs"].mean()[at]))
+        for at in path
+    ]
+    last = curve(panels[2], LOOKS["ticket"].color)[-1]
+    p90 = drawn.networks.query("level == 'p90' and arm == 'ticket'")["effective_density"]
+    assert last == (pytest.approx(10), pytest.approx(100 * p90.mean() / 0.1))
+
+
+def test_structure_says_which_arms_lie_under_the_ticket() -> None:
+    assert any(
+        "Under ticket, with the same mask: reinit." in text for text in texts(figures.mask_structure(results(CHAIN)))
+    )
+
+
+def test_overlap_stands_beside_chance_in_each_layer_and_in_all() -> None:
+    drawn = results(CHAIN)
+    figure = mask_figures.mask_overlap(drawn)
+    assert {"hidden layer 1", "output layer", "all layers", "chance given each pixel's connections"} <= texts(figure)
+    rows = drawn.structure[drawn.structure["arm"].isin(["dense", "ticket"])].set_index(["layer", "level"])
+    for layer, axes in zip(("0", "1", "all"), figure.axes, strict=False):
+        (line,) = [line for line in axes.lines if line.get_color() == LOOKS["ticket"].color]
+        assert line.get_xdata() == pytest.approx([100, 60, 40, 10])
+        assert line.get_ydata() == pytest.approx(100 * rows.loc[layer, "overlap"].to_numpy())
+        chances = [line.get_ydata() for line in axes.lines if line.get_color() == mask_figures.CHANCES[0][1]]
+        assert chances == [pytest.approx(100 * rows.loc[layer, "chance"].to_numpy())]
+
+
+def test_of_one_seed_the_figure_says_that_there_is_no_overlap() -> None:
+    written = texts(mask_figures.mask_overlap(results(CHAIN, seeds=[3])))
+    assert "Overlap is between the masks of different seeds, and this pipeline has one seed." in written
+
+
+@pytest.mark.parametrize("draw", [mask_figures.mask_overlap, mask_figures.kept_weights])
+def test_without_tickets_the_figures_of_tickets_say_so(draw: Callable[[Results], Figure]) -> None:
+    assert mask_figures.NO_TICKETS in texts(draw(results(CHAIN, ["random"])))
+
+
+def test_kept_weights_are_drawn_for_six_levels_at_most_with_dense_and_the_sparsest_among_them() -> None:
+    rounds = {f"round{k}": (f"round{k - 1}" if k > 1 else "dense", 1 - 0.8**k) for k in range(1, 18)}
+    drawn = results(rounds)
+    figure = mask_figures.kept_weights(drawn)
+    labels = [axes.get_ylabel() for axes in figure.axes if axes.get_ylabel()]
+    assert len(labels) == 6
+    assert labels[0] == "dense\n100 %"
+    assert labels[-1] == "round17\n2.25 %"
+    start, end = figure.axes[1].patches  # of dense's output layer
+    rows = drawn.kept_weights.query("level == 'dense' and layer == 1")
+    assert start.get_data().values.tolist() == rows["start"].tolist()
+    assert end.get_data().values.tolist() == rows["end"].tolist()
+
+
+def test_connectivity_is_drawn_where_there_are_twins_for_the_arms_that_have_them() -> None:
+    assert figures.connectivity(results(CHAIN)) is None
+    drawn = results(CHAIN, twins=("dense", "ticket", "reinit"))
+    figure = figures.connectivity(drawn)
+    written = texts(figure)
+    assert {"dense", "ticket", "reinit", "test images", "training images"} <= written
+    assert "random" not in written
+    mean = drawn.connectivity.query("level == 'p90' and arm == 'ticket'")[list(BARRIERS)].mean()
+    for axes, images in zip(figure.axes, BARRIERS, strict=True):
+        assert curve(axes, LOOKS["ticket"].color)[-1] == (pytest.approx(10), pytest.approx(100 * mean[images]))
 
 
 # --- mask pictures ---------------------------------------------------------------------------------------------------

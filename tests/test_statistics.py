@@ -101,6 +101,7 @@ def _network(level: str, parent: str, arm: str, seed: int, **measured: float) ->
         "seed": seed,
         "sparsity": 0.0,
         "density": 1.0,
+        "effective_density": 1.0,
     }
     row |= {"weights_kept": 18, "weights_kept_layer0": 12, "weights_kept_layer1": 6}
     row |= {"early_stopping_iteration": 100, "censored": False, "dense_loss_iteration": 50.0}
@@ -108,13 +109,21 @@ def _network(level: str, parent: str, arm: str, seed: int, **measured: float) ->
 
 
 def test_means_deviations_and_counts_over_seeds() -> None:
-    pruned = {"sparsity": 0.5, "density": 9 / 18, "weights_kept": 9}
+    pruned = {"sparsity": 0.5, "density": 9 / 18, "effective_density": 0.5, "weights_kept": 9}
     networks = pd.DataFrame(
         [
             _network("dense", "", "dense", 0, test_accuracy=0.9, early_stopping_iteration=100),
             _network("dense", "", "dense", 1, test_accuracy=0.8, early_stopping_iteration=300, censored=True),
             _network("dense", "", "dense", 2, test_accuracy=0.7, early_stopping_iteration=500, censored=True),
-            _network("p50", "dense", "ticket", 0, test_accuracy=0.75, weights_kept_layer0=5, **pruned),
+            _network(
+                "p50",
+                "dense",
+                "ticket",
+                0,
+                test_accuracy=0.75,
+                weights_kept_layer0=5,
+                **pruned | {"effective_density": 0.25},
+            ),
             _network("p50", "dense", "ticket", 1, test_accuracy=0.85, weights_kept_layer0=6, **pruned)
             | {"dense_loss_iteration": math.nan},
             _network("p50", "dense", "random", 0, test_accuracy=0.6, **pruned),
@@ -129,6 +138,7 @@ def test_means_deviations_and_counts_over_seeds() -> None:
     ]
     assert summary["sparsity"].tolist() == [0.0, 0.5, 0.5]
     assert summary["density"].tolist() == [1.0, 0.5, 0.5]
+    assert summary["effective_density"].tolist() == [1.0, 0.375, 0.5]
     assert summary["weights_kept"].tolist() == [18, 9, 9]
     assert summary["weights_kept_layer0"].tolist() == [12, 5.5, 12]
     assert summary["test_accuracy_mean"].tolist() == pytest.approx([0.8, 0.8, 0.6])

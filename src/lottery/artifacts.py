@@ -122,6 +122,24 @@ def load_parameters(folder: Path, name: Literal["initial", "final", "early_stopp
     return parameters
 
 
+def load_twins(folder: Path) -> tuple[tuple[str, ...], Parameters] | None:
+    """The final parameters of the twins of a level's networks, and of which arms; None where it has no twins.
+
+    Rows are all seeds of the first of these arms, then of the next.
+    """
+    path = folder / "twins.safetensors"
+    if not path.exists():
+        return None
+    contents = load_contents(folder)
+    with _opened(path) as file:
+        arms = tuple(json.loads(file.metadata()["arms"]))
+        parameters = Parameters.zeros(len(arms) * len(contents.seeds), contents.sizes)
+        for i, (weight, bias) in enumerate(zip(parameters.weights, parameters.biases, strict=True)):
+            weight.copy_(file.get_tensor(f"final.layer{i}.weight"))
+            bias.squeeze(1).copy_(file.get_tensor(f"final.layer{i}.bias"))
+    return arms, parameters
+
+
 def load_history(folder: Path) -> pd.DataFrame:
     """A level's history, a row for each network and evaluated iteration."""
     path, networks = folder / "history.csv", load_contents(folder).networks

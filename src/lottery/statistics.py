@@ -75,6 +75,7 @@ def summarize(networks: pd.DataFrame) -> pd.DataFrame:
     kept = [column for column in networks if str(column).startswith("weights_kept")]
     summary = groups[["parent", "sparsity", "density"]].first()
     summary.insert(3, "compression", 1 / summary["density"])
+    summary.insert(3, "effective_density", groups["effective_density"].mean())
     summary["n"] = groups.size()
     summary[kept] = groups[kept].mean()
     for measure in (*ACCURACIES, "early_stopping_iteration"):

@@ -3,15 +3,17 @@
 import json
 import shutil
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from lottery import claims, params, reports, tracking, verdicts
-from lottery.artifacts import load_contents, load_history, load_masks, load_parameters
+from lottery import claims, connectivity, params, reports, structure, tracking, verdicts
+from lottery.artifacts import load_contents, load_history, load_masks, load_parameters, load_twins
+from lottery.connectivity import Measured
 from lottery.data import load_split, load_test
-from lottery.network import accuracy
+from lottery.network import Masks, accuracy, stack
 from lottery.params import BEFORE_TRAINING, Params
 from lottery.pruning import density, weights_kept
 from lottery.stages import run, threads
@@ -25,12 +27,17 @@ def main() -> None:
     p = params.load()
     remove_old_levels(p)
     with tracking.stage(p, "evaluate") as tracked:
-        networks = measure(p)
+        on_test, on_train = images(p)
+        networks = measure(p, on_test, on_train)
         levels = summarize(networks).assign(trainings=lambda table: table["level"].map(lambda name: trainings(p, name)))
+        barriers = of_every_level(p, lambda folder: measure_barriers(folder, on_test, on_train), connectivity.COLUMNS)
         judged = verdicts.judge(networks, p.verdict.margin, p.verdict.speed_margin)
         REPORTS.mkdir(exist_ok=True)
         _write_table("networks.csv", networks)
-        _write_table("levels.csv", levels)
+        _write_table("levels.csv", connectivity.summarize(levels, barriers))
+        _write_table("connectivity.csv", barriers)
+        _write_table("structure.csv", of_every_level(p, describe_masks, structure.COLUMNS))
+        _write_table("kept_weights.csv", of_every_level(p, distribute_weights, structure.WEIGHTS_COLUMNS))
         _write_table("verdicts.csv", verdicts.table(judged))
         _write_table("conditions.csv", verdicts.conditions_table(judged))
         _write("metrics.json", reports.compared(levels, judged))
@@ -63,16 +70,21 @@ def judge_claims(p: Params, networks: pd.DataFrame) -> list[tuple[claims.Claim, 
     return claims.judge(networks, p.iterations)
 
 
-def measure(p: Params) -> pd.DataFrame:
-    """A row a network: what it keeps, when it stopped, and its accuracy on the test and the training images."""
+def images(p: Params) -> tuple[Measured, Measured]:
+    """The test images and the training images, as `network.accuracy` takes them."""
     split = load_split(p.data_file, p.validation_images, p.data.scale)
     test = load_test(p.data_file)
     on_test = split.scaling(test.pixels), test.labels, threads(p)
     on_train = split.scaling(split.train.pixels), split.train.labels, threads(p)
+    return on_test, on_train
+
+
+def measure(p: Params, on_test: Measured, on_train: Measured) -> pd.DataFrame:
+    """A row a network: what it keeps, when it stopped, and its accuracy on the test and the training images."""
     return pd.concat([_measure_level(p, level, on_test, on_train) for level in ("dense", *p.order)], ignore_index=True)
 
 
-def _measure_level(p: Params, name: str, on_test: Any, on_train: Any) -> pd.DataFrame:
+def _measure_level(p: Params, name: str, on_test: Measured, on_train: Measured) -> pd.DataFrame:
     folder = MODELS / name
     masks, contents = load_masks(folder), load_contents(folder)
     initial, final, stopped = (load_parameters(folder, which) for which in ("initial", "final", "early_stopping"))
@@ -90,6 +102,7 @@ def _measure_level(p: Params, name: str, on_test: Any, on_train: Any) -> pd.Data
             "density": density(masks),
             "weights_kept": kept.sum(dim=1),
             **{f"weights_kept_layer{layer}": kept[:, layer] for layer in range(kept.shape[1])},
+            **structure.of_networks(masks),
             "early_stopping_iteration": stops["early_stopping_iteration"],
             "censored": stops["censored"],
             "dense_loss_iteration": reached(history, dense_losses),
@@ -100,6 +113,46 @@ def _measure_level(p: Params, name: str, on_test: Any, on_train: Any) -> pd.Data
             "train_accuracy_last": accuracy(final, *on_train),
         }
     )
+
+
+def of_every_level(p: Params, table: Callable[[Path], pd.DataFrame | None], columns: Sequence[str]) -> pd.DataFrame:
+    """What ``table`` says of each level's folder, below one another; where it says nothing, a level has no rows."""
+    said = {level: table(MODELS / level) for level in ("dense", *p.order)}
+    rows = [found.assign(level=level) for level, found in said.items() if found is not None]
+    return pd.concat(rows, ignore_index=True)[[*columns]] if rows else pd.DataFrame(columns=columns)
+
+
+def describe_masks(folder: Path) -> pd.DataFrame:
+    """What a level's masks connect, and how far those of different seeds agree."""
+    contents, masks = load_contents(folder), load_masks(folder)
+    return structure.describe({arm: _rows(masks, contents.rows(arm)) for arm in contents.arms})
+
+
+def distribute_weights(folder: Path) -> pd.DataFrame | None:
+    """The distribution of the weights that a level's tickets keep, or of dense's weights, before and after training."""
+    contents = load_contents(folder)
+    arm = "ticket" if contents.path else "dense"
+    if arm not in contents.arms:
+        return None
+    rows = contents.rows(arm)
+    initial, final = (load_parameters(folder, which).rows(rows) for which in ("initial", "final"))
+    limits = [structure.edges(weights) for weights in load_parameters(MODELS / "dense", "initial").weights]
+    return structure.kept_weights(_rows(load_masks(folder), rows), initial.weights, final.weights, limits)
+
+
+def measure_barriers(folder: Path, on_test: Measured, on_train: Measured) -> pd.DataFrame | None:
+    """How far a level's networks are from their twins, where they have any."""
+    twins = load_twins(folder)
+    if twins is None:
+        return None
+    arms, second = twins
+    contents, final = load_contents(folder), load_parameters(folder, "final")
+    first = stack([final.rows(contents.rows(arm)) for arm in arms])
+    return connectivity.table(arms, contents.seeds, first, second, on_test, on_train)
+
+
+def _rows(masks: Masks, rows: slice) -> Masks:
+    return tuple(mask[rows] for mask in masks)
 
 
 def _write_table(name: str, table: pd.DataFrame) -> None:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from lottery import LotteryError, figures, params, provenance, report, reports, tracking
 from lottery.artifacts import load_contents, load_history, load_masks
-from lottery.figures import Results
+from lottery.drawing import Results
 from lottery.params import Params
 from lottery.report import Findings
 from lottery.stages import run
@@ -37,7 +37,8 @@ def load_results() -> Results:
     names = levels["level"].unique()
     history = pd.concat([load_history(MODELS / name).assign(level=name) for name in names], ignore_index=True)
     connections = {name: load_connections(MODELS / name) for name in names if name != "dense"}
-    return Results(levels, load_report("networks.csv"), history, connections)
+    tables = (load_report(f"{name}.csv") for name in ("structure", "kept_weights", "connectivity"))
+    return Results(levels, load_report("networks.csv"), history, connections, *tables)
 
 
 def load_findings(p: Params, results: Results) -> Findings:

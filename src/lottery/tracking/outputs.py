@@ -14,13 +14,16 @@ from pydantic import ValidationError
 from lottery import LotteryError
 from lottery.params import Params
 
-REPORTS = (  # what `evaluate` leaves
+REPORTS = (  # what `evaluate` leaves; an older version left less
     "claims.json",
     "conditions.csv",
+    "connectivity.csv",
     "experiment_results.json",
+    "kept_weights.csv",
     "levels.csv",
     "metrics.json",
     "networks.csv",
+    "structure.csv",
     "verdicts.csv",
 )
 PLOTS = ("figures", "report.html")  # what `plot` leaves
@@ -42,7 +45,7 @@ def digest(path: Path) -> str:
 
 
 def digest_of_several(digests: Iterable[str]) -> str:
-    """One sum for what `evaluate` or `plot` leaves, from those of `REPORTS` or `PLOTS` in this order."""
+    """One sum for what an `evaluate` or a `plot` left, from those of its `REPORTS` or `PLOTS` in this order."""
     return hashlib.md5("".join(digests).encode()).hexdigest()
 
 
@@ -84,10 +87,15 @@ class Recorded:
     outs: Mapping[str, str]  # MD5 sums by path
     data_digest: str
 
+    @property
+    def reports(self) -> list[str]:
+        """Which of `REPORTS` an `evaluate` left, or of `PLOTS` a `plot`; an older version left less."""
+        return [name for name in SEVERAL.get(self.name, ()) if f"reports/{name}" in self.outs]
+
     def output(self, files: Callable[["Recorded"], AbstractContextManager[Path]]) -> Output:
         """As an output; ``files`` gives the folder with its files."""
-        if self.name in SEVERAL:
-            total = digest_of_several(self.outs[f"reports/{name}"] for name in SEVERAL[self.name])
+        if len(self.reports) > 1:
+            total = digest_of_several(self.outs[f"reports/{name}"] for name in self.reports)
         else:
             (total,) = self.outs.values()
         return Output(self.name, self.stage, total, self.data_digest, self.params, lambda: files(self))

@@ -17,14 +17,16 @@ from safetensors.torch import save
 from torch import Tensor
 
 from lottery.artifacts import load_contents, load_history, load_masks
+from lottery.connectivity import BARRIERS
 from lottery.params import Params
 from lottery.pruning import density, weights_kept
 from lottery.statistics import ACCURACIES, early_stopping
+from lottery.structure import of_networks
 from lottery.tracking.outputs import REPORTS, Output
 from lottery.tracking.store import KEY, Content, Points, Store, is_complete, is_deleted, milliseconds
 
 PARENT = tags.MLFLOW_PARENT_RUN_ID
-REPORT = ("report.html",)
+MEASURES = (*ACCURACIES, *BARRIERS)  # what an evaluation adds to a network's run
 CURVES = ("train_loss", "validation_loss", "validation_accuracy")  # a history's columns
 
 
@@ -152,11 +154,15 @@ def simple(output: Output, folder: Path) -> Content:
         params = {"dataset": output.params.data.name}
     elif output.name == "evaluate":
         points = list(summary(load_report(folder / "levels.csv")))
-        verdicts = load_report(folder / "verdicts.csv").set_index("level")["verdict"]
-        params |= {f"verdict.{level}": verdict for level, verdict in verdicts.items()}
-        artifacts["reports"] = partial(_copy, folder, REPORTS)
+        there = [name for name in REPORTS if (folder / name).exists()]  # an older version left less
+        if "verdicts.csv" in there:
+            verdicts = load_report(folder / "verdicts.csv").set_index("level")["verdict"]
+            params |= {f"verdict.{level}": verdict for level, verdict in verdicts.items()}
+        artifacts["reports"] = partial(_copy, folder, there)
     else:
-        artifacts |= {"figures": partial(_copy, folder / "figures", None), "report": partial(_copy, folder, REPORT)}
+        artifacts["figures"] = partial(_copy, folder / "figures", None)
+        if (folder / "report.html").exists():
+            artifacts["report"] = partial(_copy, folder, ["report.html"])
     return Content(output.name, params, points, [data_input(output)], artifacts)
 
 
@@ -201,6 +207,7 @@ def level(output: Output, folder: Path) -> tuple[Content, dict[tuple[str, int], 
     data = [data_input(output)]
     sparsity = contents.path[-1] if contents.path else 0.0
     densities, kept = density(masks).tolist(), weights_kept(masks).tolist()
+    measures = {name: values.tolist() for name, values in of_networks(masks).items()}
     histories = dict(iter(history.groupby(["arm", "seed"], sort=False)))
     networks = {}
     for row, (arm, seed) in enumerate(contents.networks):
@@ -209,6 +216,7 @@ def level(output: Output, folder: Path) -> tuple[Content, dict[tuple[str, int], 
             ("sparsity", sparsity, 0),
             ("density", densities[row], 0),
             ("weights_kept", sum(kept[row]), 0),
+            *((name, values[row], 0) for name, values in measures.items()),
             ("early_stopping_iteration", stop["early_stopping_iteration"], 0),
             ("censored", stop["censored"], 0),
         ]
@@ -228,7 +236,7 @@ def level(output: Output, folder: Path) -> tuple[Content, dict[tuple[str, int], 
 
 
 def _save_mask(masks: list[Tensor], folder: Path) -> None:
-    from lottery.figures import save_mask_picture  # matplotlib takes 0.2 s, while nobody waits for it here
+    from lottery.mask_figures import save_mask_picture  # matplotlib takes 0.2 s, while nobody waits for it here
 
     layers = {f"layer{i}": mask.contiguous() for i, mask in enumerate(masks)}
     (folder / "mask.safetensors").write_bytes(save(layers))
@@ -320,17 +328,19 @@ class Recorder:
         """The run of `evaluate`, and on every network that it read its test results and the pipeline's tag."""
         with output.files() as folder:
             networks, means = load_report(folder / "networks.csv"), load_report(folder / "levels.csv")
+            if (folder / "connectivity.csv").exists():  # an older version left none
+                networks = networks.merge(load_report(folder / "connectivity.csv"), "left", ["level", "arm", "seed"])
         read = set(networks["level"])
         with self.store.lock():
             for of_level in (level for level in levels if level.name in read):
                 runs = self.networks(of_level)
                 for row in networks[networks["level"] == of_level.name].to_dict("records"):
                     run = runs.get(of_level.network_key(row["arm"], row["seed"]))
-                    self._add(run, output.pipeline_tag, {measure: row[measure] for measure in ACCURACIES})
+                    self._add(run, output.pipeline_tag, {measure: row.get(measure) for measure in MEASURES})
                 values = {
-                    f"{measure}.{row['arm']}": row[f"{measure}_mean"]
+                    f"{measure}.{row['arm']}": row.get(f"{measure}_mean")
                     for row in means[means["level"] == of_level.name].to_dict("records")
-                    for measure in ACCURACIES
+                    for measure in MEASURES
                 }
                 self._add(next(iter(self.store.find(of_level.key)), None), output.pipeline_tag, values)
             self.simple(output, attempt)
@@ -375,11 +385,15 @@ class Recorder:
         run = run or self.store.create(output.name, self.origin.tags(output.stage), milliseconds())
         return run if self.store.claim(output.key, run) else None
 
-    def _add(self, run: Run | None, tag: str, values: Mapping[str, float]) -> None:
+    def _add(self, run: Run | None, tag: str, values: Mapping[str, float | None]) -> None:
         if run and not is_deleted(run) and tag not in run.data.tags:
             # at a time that is always the same, so that two machines which add the same point add one
             at, has = run.info.start_time, run.data.metrics
-            metrics = [Metric(key, float(value), at, 0) for key, value in values.items() if key not in has]
+            metrics = [
+                Metric(key, float(value), at, 0)
+                for key, value in values.items()
+                if key not in has and value is not None and not math.isnan(value)
+            ]
             self.store.call("log_batch", run.info.run_id, metrics, tags=[RunTag(tag, "true")])
 
 

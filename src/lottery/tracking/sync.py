@@ -15,7 +15,7 @@ from lottery import LotteryError
 from lottery.params import Params
 from lottery.tracking.address import shown_uri, without_password
 from lottery.tracking.attempts import Mark, left
-from lottery.tracking.outputs import REPORTS, SEVERAL, MissingError, Output, Recorded, digest, recorded
+from lottery.tracking.outputs import SEVERAL, MissingError, Output, Recorded, digest, recorded
 from lottery.tracking.runs import PARENT, Attempt, Origin, Recorder, git, origin_of_workspace
 from lottery.tracking.serve import connect, first_line
 from lottery.tracking.store import ATTEMPT, KEY, Store, is_complete
@@ -181,9 +181,10 @@ class Revision:
 
     def _paths(self, entry: Recorded) -> list[str]:
         if entry.name == "evaluate":
-            return [f"reports/{name}" for name in REPORTS]
+            return [f"reports/{name}" for name in entry.reports]
         if entry.name == "plot":
-            return ["reports/report.html", *self._files.ls("reports/figures", detail=False)]
+            page = [f"reports/{name}" for name in entry.reports if name == "report.html"]
+            return [*page, *self._files.ls("reports/figures", detail=False)]
         return [] if entry.name == "download" else [f"models/{entry.name}/{name}" for name in FILES]
 
 

@@ -1,0 +1,67 @@
+"""Linear mode connectivity: whether two networks lie in one valley of the loss.
+
+Frankle, Dziugaite, Roy & Carbin 2020, "Linear Mode Connectivity and the Lottery Ticket Hypothesis", section 2. A
+network and its twin start from the same weights and mask and train on two batch orders. On the straight line between
+the two, a network's error rises above that of its ends by the barrier; where it does not, training was stable: the
+valley was settled before the batch orders could decide it.
+"""
+
+from collections.abc import Sequence
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from lottery.network import Parameters, accuracy
+
+POINTS = 31  # evenly spaced on the line, both ends among them
+STABLE = 0.02  # barriers below are within the noise (section 2)
+BARRIERS = ("barrier_test", "barrier_train")  # fractions, by the images they are measured on
+COLUMNS = ("level", "arm", "seed", *BARRIERS)  # of reports/connectivity.csv
+
+
+def errors_between(first: Parameters, second: Parameters, inputs: Tensor, labels: Tensor, threads: int) -> Tensor:
+    """Error (1 - accuracy) at each point from ``first`` to ``second``, float64 [R, POINTS].
+
+    Both hold R networks; inputs [N, D], labels [N].
+    """
+    errors = []
+    for point in range(POINTS):
+        place = point / (POINTS - 1)  # weighted so that the ends are the two networks to the bit
+        between = Parameters((1 - place) * first.flat + place * second.flat, first.sizes)
+        errors.append(1 - accuracy(between, inputs, labels, threads))
+    return torch.stack(errors, dim=1)
+
+
+def barrier(first: Parameters, second: Parameters, inputs: Tensor, labels: Tensor, threads: int) -> Tensor:
+    """The highest error on the line between two networks minus the mean of its two ends, a fraction, float64 [R]."""
+    errors = errors_between(first, second, inputs, labels, threads)
+    return errors.amax(dim=1) - errors[:, [0, -1]].mean(dim=1)
+
+
+Measured = tuple[Tensor, Tensor, int]  # inputs, labels and threads, as `barrier` takes them
+
+
+def table(
+    arms: Sequence[str], seeds: Sequence[int], first: Parameters, second: Parameters, test: Measured, train: Measured
+) -> pd.DataFrame:
+    """A level's rows of reports/connectivity.csv, one a network with a twin: all seeds of the first arm, then on."""
+    return pd.DataFrame(
+        {
+            "arm": [arm for arm in arms for _ in seeds],
+            "seed": [*seeds] * len(arms),
+            "barrier_test": barrier(first, second, *test),
+            "barrier_train": barrier(first, second, *train),
+        }
+    )
+
+
+def summarize(levels: pd.DataFrame, barriers: pd.DataFrame) -> pd.DataFrame:
+    """The table of levels with each arm's mean barriers and how many of its networks are stable on the test images.
+
+    ``barriers`` has a row a network as reports/connectivity.csv has; an arm without twins has none of the three.
+    """
+    groups = barriers.assign(stable=barriers["barrier_test"] < STABLE).groupby(["level", "arm"])
+    summary = groups[list(BARRIERS)].mean().add_suffix("_mean")
+    summary["stable"] = groups["stable"].sum().astype("Int64")
+    return levels.join(summary, on=["level", "arm"])

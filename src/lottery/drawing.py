@@ -1,0 +1,297 @@
+"""What figures are made of: a pipeline's `Results`, how arms look, axes, lines and legends."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import cycle
+from textwrap import fill
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike, NDArray
+
+if TYPE_CHECKING:  # most stages only save mask pictures, which need none of these
+    from matplotlib.artist import Artist
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.typing import LineStyleType, RcKeyType
+
+WIDTH = 8.0  # inches; as wide as a README, an inch is about 100 pixels
+LINE = 0.17  # inches from one line of text to the next
+GREY, PALE = "#666666", "#e4e4e4"
+
+STYLE: dict[RcKeyType, Any] = {
+    "axes.axisbelow": True,
+    "axes.edgecolor": GREY,
+    "axes.grid": True,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlelocation": "left",
+    "axes.titlesize": 11,
+    "axes.titleweight": "bold",
+    "figure.constrained_layout.h_pad": 0.08,
+    "figure.constrained_layout.w_pad": 0.08,
+    "figure.titlesize": 11.5,
+    "figure.titleweight": "bold",
+    "font.size": 10,
+    "grid.color": PALE,
+    "grid.linewidth": 0.7,
+    "legend.frameon": False,
+    "lines.linewidth": 1.8,
+    "lines.markersize": 5.5,
+    "savefig.dpi": 160,
+    "xtick.color": GREY,
+    "xtick.labelcolor": "black",
+    "ytick.color": GREY,
+    "ytick.labelcolor": "black",
+}
+
+
+@dataclass(frozen=True)
+class Look:
+    """How an arm looks in every figure."""
+
+    color: str
+    marker: str
+    line: LineStyleType = "-"
+
+
+# from the palette of Okabe & Ito (2008), whose colours the colour-blind tell apart
+LOOKS = {
+    "dense": Look("#000000", "o", (0, (4, 2))),
+    "ticket": Look("#0072B2", "o"),
+    "reinit": Look("#D55E00", "s"),
+    "random": Look("#009E73", "^"),
+    "finetune": Look("#CC79A7", "D"),
+}
+PATHS = {"solid": "-", "dashed": "--", "dash-dotted": "-.", "dotted": ":"}  # the lines of a tree, by turns
+MORE_LOOKS = (Look("#E69F00", "v"), Look("#56B4E9", "P"))  # for arms that are not listed above, by turns
+
+
+class Range(NamedTuple):
+    """A measure over seeds."""
+
+    mean: float
+    lowest: float
+    highest: float
+
+
+Item = TypeVar("Item")
+Ranges = dict[tuple[str, str], Range]  # by level and arm
+
+
+@dataclass(frozen=True)
+class Results:
+    """What figures show of a pipeline. Levels come in the reports' order: dense first, parents before children."""
+
+    levels: pd.DataFrame  # reports/levels.csv, a row a level and arm
+    networks: pd.DataFrame  # reports/networks.csv, a row a network
+    history: pd.DataFrame  # the levels' histories, with a column `level`
+    connections: Mapping[str, NDArray[np.float64]]  # level: first-layer connections that each input keeps, [in]
+    structure: pd.DataFrame  # reports/structure.csv, a row a level, arm and layer
+    kept_weights: pd.DataFrame  # reports/kept_weights.csv, a row a level, layer and bin
+    connectivity: pd.DataFrame  # reports/connectivity.csv, a row a network with a twin
+
+    @cached_property
+    def looks(self) -> dict[str, Look]:
+        """The arms, dense first, and how each looks."""
+        more = cycle(MORE_LOOKS)
+        return {arm: LOOKS.get(arm) or next(more) for arm in self.levels["arm"].unique()}
+
+    @cached_property
+    def seeds(self) -> int:
+        """How many seeds there are."""
+        return int(self.networks["seed"].nunique())
+
+    @cached_property
+    def tree(self) -> pd.DataFrame:
+        """A row a level, indexed by its name: what all its arms share."""
+        return self.levels.groupby("level", sort=False).first()
+
+    @cached_property
+    def pruned(self) -> list[str]:
+        """The names of all levels but dense."""
+        return [level for level in self.tree.index if level != "dense"]
+
+    @cached_property
+    def percent(self) -> dict[str, float]:
+        """Each level's density in percent."""
+        return dict(zip(self.tree.index, 100 * self.tree["density"], strict=True))
+
+    @cached_property
+    def lines(self) -> list[list[str]]:
+        """The levels that each line joins, parent to child: from dense to a leaf, or from where a path branches off.
+
+        Leaves that are pruned from dense itself, which is one-shot pruning, share a line by falling density.
+        """
+        parents = {level: self.tree["parent"][level] for level in self.pruned}
+        one_shot = [level for level in parents if parents[level] == "dense" and level not in parents.values()]
+        lines: list[list[str]] = []
+        for level in parents:
+            if level not in one_shot:
+                line = next((line for line in lines if line[-1] == parents[level]), None)
+                if line is None:
+                    lines.append([parents[level], level])
+                else:
+                    line.append(level)
+        if one_shot:
+            lines.append(["dense", *sorted(one_shot, key=lambda level: -self.percent[level])])
+        return lines
+
+    @cached_property
+    def kept_by_layer(self) -> pd.DataFrame:
+        """Weights kept, a row a level and a column a layer."""
+        return self.tree.filter(regex="^weights_kept_layer").set_axis(self.layers, axis=1)
+
+    @cached_property
+    def layers(self) -> list[str]:
+        """The layers' names, from the inputs to the outputs."""
+        layers = sum(name.startswith("weights_kept_layer") for name in self.levels)
+        return [*(f"hidden layer {i + 1}" for i in range(layers - 1)), "output layer"]
+
+    @cached_property
+    def differences(self) -> pd.DataFrame:
+        """`networks` without dense, and their `difference` from the dense network of the same seed, in points."""
+        dense = self.networks[self.networks["level"] == "dense"].set_index("seed")["test_accuracy"]
+        pruned = self.networks[self.networks["level"] != "dense"]
+        return pruned.assign(difference=100 * (pruned["test_accuracy"] - pruned["seed"].map(dense)))
+
+    def label(self, level: str, between: str) -> str:
+        """A level's name and density."""
+        return level + between + as_percent(self.percent[level])
+
+
+# --- axes ------------------------------------------------------------------------------------------------------------
+
+
+def new_figure(height: float, title: str = "", width: float = WIDTH) -> Figure:
+    """An empty figure, its size in inches."""
+    from matplotlib.figure import Figure
+
+    figure = Figure((width, height), layout="constrained")
+    if title:
+        figure.suptitle(title, x=0.012, ha="left")
+    return figure
+
+
+def axes_at(figure: Figure, left: float, top: float, width: float, height: float) -> Axes:
+    """Axes at a place in inches from the figure's upper left corner."""
+    across, down = figure.get_size_inches()
+    return figure.add_axes((left / across, 1 - (top + height) / down, width / across, height / down))
+
+
+def add_legend(figure: Figure, results: Results, *notes: str, arms: Collection[str] | None = None) -> None:
+    """Below the figure: the arms, or those of ``arms``, and in words what else there is to know."""
+    from matplotlib.lines import Line2D
+
+    over = f"Mean over {results.seeds} seeds, shaded from the lowest to the highest."
+    handles = [
+        Line2D([], [], color=look.color, marker=look.marker, linestyle=look.line, label=arm)
+        for arm, look in results.looks.items()
+        if arms is None or arm in arms
+    ]
+    add_key(figure, handles, over if results.seeds > 1 else "One seed.", *notes)
+
+
+def add_key(figure: Figure, handles: Sequence[Artist], *notes: str) -> None:
+    """Below the figure: what each of these looks means, and notes in words."""
+    legend = figure.legend(
+        handles=handles,
+        loc="outside lower center",
+        ncols=len(handles),
+        title=fill(" ".join(filter(None, notes)), 130),
+        title_fontsize="small",
+    )
+    legend.get_title().set_multialignment("center")
+
+
+def paths_in_words(results: Results) -> str:
+    """Which line is which path, where there are several."""
+    ends = zip(cycle(PATHS), results.lines, strict=False)
+    words = ", ".join(f"{style} to {line[-1]}" for style, line in ends)
+    return f"Lines: {words}." if len(results.lines) > 1 else ""
+
+
+def draw_lines(axes: Axes, results: Results, ranges: Ranges, hollow: Collection[tuple[str, str]] = frozenset()) -> None:
+    """Each arm's mean and range against density, from parent to child, and the mean of dense across.
+
+    The markers of the levels and arms in ``hollow`` are hollow.
+    """
+    axes.axhline(ranges["dense", "dense"].mean, color="black", linewidth=1, linestyle=results.looks["dense"].line)
+    for arm, look in reversed(results.looks.items()):  # dense and tickets on top
+        for line, style in zip(results.lines, cycle(PATHS.values()), strict=False):
+            path = [(level, "dense" if level == "dense" else arm) for level in line]
+            points = [(results.percent[level], *ranges[level, arm]) for level, arm in path if (level, arm) in ranges]
+            density, mean, lowest, highest = np.array(points).reshape(-1, 4).T
+            draw_band(axes, density, lowest, highest, look)
+            axes.plot(density, mean, color=look.color, linestyle=style)
+        for level, percent in results.percent.items():
+            if (level, arm) in ranges:
+                face = "white" if (level, arm) in hollow else look.color
+                axes.plot(percent, ranges[level, arm].mean, look.marker, color=look.color, markerfacecolor=face)
+    set_density_axis(axes, results)
+
+
+def set_density_axis(axes: Axes, results: Results) -> None:
+    """Density across, on a logarithmic axis, sparser to the right as in Frankle & Carbin (2019)."""
+    from matplotlib.ticker import NullLocator
+
+    densities = sorted(set(results.percent.values()), reverse=True)
+    axes.set_xscale("log")
+    axes.set_xlim(1.08 * densities[0], densities[-1] / 1.08)
+    axes.set_xticks(densities, labels=_with_room(densities, axes))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xlabel("density: weights kept, log scale")
+
+
+def draw_band(axes: Axes, x: ArrayLike, lowest: ArrayLike, highest: ArrayLike, look: Look) -> None:
+    """An arm's range over seeds."""
+    axes.fill_between(x, lowest, highest, facecolor=(look.color, 0.14), edgecolor=(look.color, 0.5), linewidth=0.5)
+
+
+def _with_room(densities: Sequence[float], axes: Axes) -> list[str]:
+    """Labels of ticks on a logarithmic axis, empty where they would touch; the first and the last always show."""
+    shown = [densities[0]]
+    inch = math.log(densities[0] / densities[-1]) / size_in_inches(axes)[0]
+    for density in densities[1:-1]:
+        gap = math.log(min(shown[-1] / density, density / densities[-1]))
+        if gap > width_of(as_percent(density)) * inch:
+            shown.append(density)
+    return [as_percent(density) if density in (*shown, densities[-1]) else "" for density in densities]
+
+
+def size_in_inches(axes: Axes) -> tuple[float, float]:
+    """About how wide and how high the axes are; the layout, which comes last, decides."""
+    return axes.bbox.width / axes.figure.dpi, axes.bbox.height / axes.figure.dpi
+
+
+def width_of(text: str) -> float:
+    """About how wide a text is with some space around."""
+    return 0.07 + 0.08 * len(text)
+
+
+def as_percent(value: float) -> str:
+    """A percentage in three digits."""
+    return f"{value:.3g} %"
+
+
+def spread(items: Sequence[Item], most: int) -> list[Item]:
+    """At most so many items, spread evenly; the first and the last are among them."""
+    return [items[i] for i in sorted({round(i) for i in np.linspace(0, len(items) - 1, most)})]
+
+
+def shades(kept: pd.DataFrame) -> list[tuple[str, Any]]:
+    """The layers and their colours, dark to light, none of them an arm's."""
+    places = np.linspace(0.15, 0.85, kept.shape[1])
+    return [(str(layer), matplotlib.colormaps["cividis"](place)) for layer, place in zip(kept, places, strict=True)]
+
+
+def over_seeds(networks: pd.DataFrame, measure: str, scale: float = 1) -> Ranges:
+    """A column of a table with a row a network, in units of 1 / scale."""
+    table = scale * networks.groupby(["level", "arm"], sort=False)[measure].agg(["mean", "min", "max"])
+    return {network: Range(*row) for network, *row in table.itertuples()}

@@ -1,0 +1,215 @@
+"""Figures of masks: what they connect, how far seeds agree, what they keep; and a mask's picture in MLflow."""
+
+from __future__ import annotations
+
+import math
+from itertools import cycle
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from lottery.drawing import (
+    GREY,
+    LOOKS,
+    PATHS,
+    WIDTH,
+    Results,
+    add_key,
+    add_legend,
+    axes_at,
+    draw_lines,
+    new_figure,
+    over_seeds,
+    paths_in_words,
+    set_density_axis,
+    spread,
+)
+
+if TYPE_CHECKING:  # most stages only save mask pictures, which need none of these
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+PICTURE = 280  # pixels; the MLflow UI shows a smaller image as a stamp
+CONNECTIONS = "viridis"  # the colour map of connections kept
+WIDE = 5.0  # points; lines of chance, of which masks that agree by chance alone lie in the middle
+CHANCES = (("chance", "#bbbbbb", "chance"), ("chance_by_input", "#F0D090", "chance given each pixel's connections"))
+NO_TICKETS = "No level of this pipeline has the arm ticket."
+SHARED = {"reinit", "finetune", "lr-rewind"}  # arms that train the ticket's mask
+
+
+# --- mask pictures ---------------------------------------------------------------------------------------------------
+
+
+def save_mask_picture(mask: Tensor, path: Path) -> None:
+    """Draw how many connections of a first-layer mask, bool [in, out], each pixel keeps, from none to the most.
+
+    A pixel is a square block, and the picture at least 280 pixels wide.
+    """
+    counts = _square(mask.sum(dim=1).double().numpy())
+    colors = matplotlib.colormaps[CONNECTIONS](counts / max(np.nanmax(counts), 1), bytes=True)
+    block = math.ceil(PICTURE / len(counts))
+    Image.fromarray(colors.repeat(block, axis=0).repeat(block, axis=1)).save(path, format="png")
+
+
+def _square(inputs: NDArray[np.float64]) -> NDArray[np.float64]:
+    """A value an input, [in], as a square picture; where they do not fill a square, its last cells are empty (NaN)."""
+    side = math.ceil(math.sqrt(len(inputs)))
+    picture = np.full(side * side, np.nan)
+    picture[: len(inputs)] = inputs
+    return picture.reshape(side, side)
+
+
+# --- figures ---------------------------------------------------------------------------------------------------------
+
+
+def mask_inputs(results: Results) -> Figure:
+    """For each level, how many first-layer connections each pixel keeps, mean over seeds; each has its own scale."""
+    rows = math.ceil(len(results.connections) / 5)
+    columns = math.ceil(len(results.connections) / rows)
+    side, gap = WIDTH / max(columns, 3) - 0.25, 0.75  # inches
+    over = f", mean over {results.seeds} seeds" if results.seeds > 1 else ""
+    figure = new_figure(0.35 + rows * (side + gap), f"First-layer connections that each pixel keeps{over}")
+    figure.set_layout_engine("none")
+    for place, (level, connections) in enumerate(results.connections.items()):
+        row, column = divmod(place, columns)
+        x, y = 0.1 + column * (side + 0.25), 0.65 + row * (side + gap)
+        picture = _square(connections)
+        most = np.nanmax(picture)
+        axes = axes_at(figure, x, y, side, side)
+        image = axes.imshow(picture, cmap=CONNECTIONS, vmin=0, vmax=max(most, 1), interpolation="nearest")
+        axes.set_title(results.label(level, ", "), weight="normal", size="medium")
+        axes.set_axis_off()
+        bar = figure.colorbar(image, cax=axes_at(figure, x, y + side + 0.07, side, 0.08), orientation="horizontal")
+        bar.set_ticks([0, most], labels=["0", f"{most:.0f}"])
+        bar.outline.set_visible(False)
+    return figure
+
+
+def mask_structure(results: Results) -> Figure:
+    """How many inputs and hidden units are connected, and how much of what is kept lies on a path to an output."""
+    from matplotlib.ticker import MaxNLocator, StrMethodFormatter
+
+    counts = [column for column in results.networks if column.startswith("connected_")]
+    titles = ["Connected inputs", *(f"Connected units, {layer}" for layer in results.layers[:-1])]
+    rows = math.ceil((len(counts) + 1) / 2)
+    figure = new_figure(0.9 + 2.6 * rows)
+    panels = list(figure.subplots(rows, 2, squeeze=False).flat)
+    for axes, column, title in zip(panels, counts, titles, strict=False):
+        draw_lines(axes, results, over_seeds(results.networks, column))
+        axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
+        axes.set_title(title)
+    last = panels[len(counts)]
+    effective = results.networks["effective_density"] / results.networks["density"]
+    draw_lines(last, results, over_seeds(results.networks.assign(effective=effective), "effective", scale=100))
+    last.yaxis.set_major_formatter(StrMethodFormatter("{x:g} %"))
+    last.set_title("Kept weights that lie on a path")
+    for axes in panels[: len(counts) + 1]:
+        axes.set_ylim(0, 1.05 * axes.get_ylim()[1])
+    for axes in panels[len(counts) + 1 :]:
+        axes.set_visible(False)
+    shared = [arm for arm in results.looks if arm in SHARED]
+    under = f"Under ticket, with the same mask: {', '.join(shared)}." if shared and "ticket" in results.looks else ""
+    add_legend(figure, results, under, paths_in_words(results))
+    return figure
+
+
+def mask_overlap(results: Results) -> Figure:
+    """The overlap of the tickets' masks over seeds in each layer, beside what chance would give at the same density."""
+    from matplotlib.lines import Line2D
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+    names = dict(zip([*map(str, range(len(results.layers))), "all"], [*results.layers, "all layers"], strict=True))
+    rows = math.ceil(len(names) / 2)
+    figure = new_figure(0.9 + 2.6 * rows, "Overlap of the tickets' masks between seeds")
+    if results.seeds == 1:
+        return _with_words(figure, "Overlap is between the masks of different seeds, and this pipeline has one seed.")
+    tickets = results.structure[results.structure["arm"].isin(["dense", "ticket"])]
+    if "ticket" not in set(tickets["arm"]):
+        return _with_words(figure, NO_TICKETS)
+    panels = list(figure.subplots(rows, 2, sharey=True, squeeze=False).flat)
+    for axes, (layer, name) in zip(panels, names.items(), strict=False):
+        _draw_overlap(axes, results, tickets[tickets["layer"] == layer].set_index("level"))
+        axes.set(yscale="log", ylabel="overlap, log scale")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g} %"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
+        axes.set_title(name, weight="normal", size="medium")
+        axes.label_outer()
+    for axes in panels[len(names) :]:
+        axes.set_visible(False)
+    ticket = LOOKS["ticket"]
+    key = [
+        Line2D([], [], color=ticket.color, marker=ticket.marker, label="ticket"),
+        *(Line2D([], [], color=color, linewidth=WIDE, label=label) for _, color, label in CHANCES),
+    ]
+    what = "Of the connections that either of two seeds keeps, those that both keep, mean over pairs of"
+    add_key(figure, key, f"{what} {results.seeds} seeds.", paths_in_words(results))
+    return figure
+
+
+def _draw_overlap(axes: Axes, results: Results, layer: pd.DataFrame) -> None:
+    """A layer's rows of reports/structure.csv, a row a level, against density."""
+    percent, ticket = pd.Series(results.percent), LOOKS["ticket"]
+    for line, style in zip(results.lines, cycle(PATHS.values()), strict=False):
+        path = [level for level in line if level in layer.index]
+        for column, color, _ in CHANCES:
+            axes.plot(percent[path], 100 * layer[column][path], color=color, linewidth=WIDE, zorder=1)
+        axes.plot(percent[path], 100 * layer["overlap"][path], style, marker=ticket.marker, color=ticket.color)
+    set_density_axis(axes, results)
+
+
+def kept_weights(results: Results) -> Figure:
+    """The distribution of the weights that tickets keep, before and after training, for up to six levels."""
+    from matplotlib.patches import Patch
+
+    levels = spread(list(results.kept_weights["level"].unique()), 6)
+    figure = new_figure(1.2 + 1.15 * len(levels), "Weights that tickets keep, before and after training")
+    if levels == ["dense"]:
+        return _with_words(figure, NO_TICKETS)
+    panels = figure.subplots(len(levels), len(results.layers), sharex="col", squeeze=False)
+    bins = results.kept_weights.set_index(["level", "layer"])
+    for row, level in zip(panels, levels, strict=True):
+        for layer, axes in enumerate(row):
+            _draw_distribution(axes, bins.loc[[(level, layer)]])
+        row[0].set_ylabel(results.label(level, "\n"), rotation=0, ha="right", va="center")
+    for layer, (name, top, bottom) in enumerate(zip(results.layers, panels[0], panels[-1], strict=True)):
+        top.set_title(name, weight="normal", size="medium")
+        bottom.set_xlabel("weight")
+        reach = max(_reach(bins.loc[[(level, layer)]]) for level in levels)
+        bottom.set_xlim(-reach, reach)
+    key = [
+        Patch(color=GREY, alpha=0.35, label="before training"),
+        Patch(facecolor="none", edgecolor=LOOKS["ticket"].color, linewidth=1.4, label="after training"),
+    ]
+    seeds = f"All {results.seeds} seeds together. " if results.seeds > 1 else ""
+    add_key(figure, key, f"{seeds}Each panel has its own height; the few weights further out are not shown.")
+    return figure
+
+
+def _draw_distribution(axes: Axes, bins: pd.DataFrame) -> None:
+    """A level's rows of reports/kept_weights.csv for one layer."""
+    edges = [*bins["low"], bins["high"].iloc[-1]]
+    axes.stairs(bins["start"], edges, fill=True, color=GREY, alpha=0.35)
+    axes.stairs(bins["end"], edges, color=LOOKS["ticket"].color, linewidth=1.4)
+    axes.set_yticks([])
+    axes.grid(visible=False)
+
+
+def _reach(bins: pd.DataFrame) -> float:
+    """How far from 0 the bins go that hold at least two weights in a thousand."""
+    counts = bins[["start", "end"]]
+    shown = bins[(counts >= 0.002 * counts.sum()).any(axis=1)]
+    return float(max(shown["high"].max(), -shown["low"].min()))
+
+
+def _with_words(figure: Figure, words: str) -> Figure:
+    """A figure that says why it shows nothing."""
+    figure.set_size_inches(WIDTH, 1.2)
+    figure.text(0.012, 0.4, words, ha="left")
+    return figure

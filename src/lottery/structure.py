@@ -1,0 +1,199 @@
+"""The structure of masks: what they connect, how much those of different seeds agree, and which weights they keep.
+
+Units are the inputs, the units of each hidden layer, and the outputs, in this order; layer l of a mask lies between
+units l and l + 1. Two networks' masks overlap by their Jaccard index: of the connections that either keeps, the
+fraction that both keep. To say that it is large takes what chance would give masks that keep as much.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import lru_cache, partial
+from itertools import combinations, pairwise
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from numpy.typing import NDArray
+from scipy.stats import hypergeom
+from torch import Tensor
+
+from lottery.network import Masks
+from lottery.pruning import weights_kept
+
+COLUMNS = (  # of reports/structure.csv
+    "level",
+    "arm",
+    "layer",
+    "density",
+    "connected_in",
+    "connected_out",
+    "overlap",
+    "chance",
+    "chance_by_input",
+)
+WEIGHTS_COLUMNS = ("level", "layer", "low", "high", "start", "end")  # of reports/kept_weights.csv
+BINS, REACH = 96, 16.0  # of the distribution of weights: how many bins, and standard deviations at its ends
+
+# --- connected units -------------------------------------------------------------------------------------------------
+
+
+def connected(masks: Masks) -> tuple[Tensor, ...]:
+    """Which units have at least one kept connection on each of their sides, bool [R, units] for each kind of units.
+
+    Inputs and outputs have one side. A connected unit need not lie on a path from an input to an output.
+    """
+    above = [mask.any(dim=2) for mask in masks]
+    below = [mask.any(dim=1) for mask in masks]
+    hidden = [after & before for after, before in zip(above[1:], below[:-1], strict=True)]
+    return (above[0], *hidden, below[-1])
+
+
+def effective_density(masks: Masks) -> Tensor:
+    """Weights on a path from an input to an output / prunable weights, float64 [R].
+
+    The others change no output but by the bias of a unit that no input reaches (Vysogorets & Kempe 2023).
+    """
+    reached = [torch.ones_like(masks[0][:, :, 0])]  # by a path from an input, bool [R, units]
+    for mask in masks[:-1]:
+        reached.append((mask & reached[-1][:, :, None]).any(dim=1))
+    leads = torch.ones_like(masks[-1][:, 0])  # to an output, bool [R, units]
+    on_path = torch.zeros(len(leads), dtype=torch.int64)
+    for mask, before in zip(reversed(masks), reversed(reached), strict=True):
+        onward = mask & leads[:, None, :]
+        on_path += (onward & before[:, :, None]).count_nonzero(dim=(1, 2))
+        leads = onward.any(dim=2)
+    return on_path.double() / sum(mask[0].numel() for mask in masks)
+
+
+def of_networks(masks: Masks) -> dict[str, Tensor]:
+    """The measures of each network alone, [R], by their names in reports/networks.csv and MLflow."""
+    inputs, *hidden, _ = (units.sum(dim=1) for units in connected(masks))
+    counts = {f"connected_hidden{layer}": units for layer, units in enumerate(hidden, start=1)}
+    return {"effective_density": effective_density(masks), "connected_inputs": inputs, **counts}
+
+
+# --- overlap ---------------------------------------------------------------------------------------------------------
+
+
+def jaccard(first: Tensor, second: Tensor) -> float:
+    """|A and B| / |A or B| of two masks of one shape; NaN where both are empty."""
+    both, either = (np.count_nonzero(mask.numpy()) for mask in (first & second, first | second))  # fifty sums a level
+    return both / either if either else math.nan
+
+
+@lru_cache(maxsize=1024)
+def chance(size: int, first: int, second: int) -> float:
+    """The expected Jaccard index of two independent uniform masks that keep ``first`` and ``second`` of ``size``.
+
+    Exact: their intersection is hypergeometric. At one density d it is about d / (2 - d). NaN where both are empty.
+    """
+    if not first + second:
+        return math.nan
+    lowest, highest = max(0, first + second - size), min(first, second)
+    mean = first * second / size
+    reach = (
+        40 * math.sqrt(mean * (1 - first / size)) + 100
+    )  # deviations, at least; what lies further is lost in a double
+    both = np.arange(max(lowest, math.floor(mean - reach)), min(highest, math.ceil(mean + reach)) + 1)
+    return float(hypergeom.pmf(both, size, first, second) @ (both / (first + second - both)))
+
+
+def chance_by_group(sizes: NDArray[np.int64], first: NDArray[np.int64], second: NDArray[np.int64]) -> float:
+    """The same for masks that are uniform within groups, [groups], of which each keeps its own count.
+
+    The groups are layers, or the inputs of the first layer with their connections. This is the ratio of expectations,
+    E|A and B| / E|A or B|, and not the expectation of the ratio, from which it differs little where much is kept.
+    NaN where both are empty.
+    """
+    both = float((first * second / sizes).sum())
+    either = int(first.sum() + second.sum()) - both
+    return both / either if either else math.nan
+
+
+def over_pairs(measure: Callable[[Any, Any], float], networks: Sequence[Any]) -> float:
+    """The mean of a measure of two networks over all pairs of them; NaN where there is one network."""
+    values = [measure(first, second) for first, second in combinations(networks, 2)]
+    return math.fsum(values) / len(values) if values else math.nan
+
+
+def describe(arms: Mapping[str, Masks]) -> pd.DataFrame:
+    """What a level's masks say of each arm, whose networks are the seeds: reports/structure.csv, which names the level.
+
+    A row an arm and layer, and one for all layers, whose connected units are the inputs and the outputs and whose
+    chance is given the layers' counts.
+    """
+    return pd.DataFrame([row for arm, masks in arms.items() for row in _describe_arm(arm, masks)])
+
+
+def _describe_arm(arm: str, masks: Masks) -> Iterable[dict[str, Any]]:
+    sizes = np.array([mask[0].numel() for mask in masks])
+    kept = weights_kept(masks).numpy()
+    units = [float(units.sum(dim=1).double().mean()) for units in connected(masks)]
+    for layer, (mask, size, (before, after)) in enumerate(zip(masks, sizes.tolist(), pairwise(units), strict=True)):
+        counts = kept[:, layer].tolist()
+        yield {
+            "arm": arm,
+            "layer": str(layer),
+            "density": kept[:, layer].mean() / size,
+            "connected_in": before,
+            "connected_out": after,
+            "overlap": over_pairs(jaccard, list(mask)),
+            "chance": over_pairs(partial(chance, size), counts),
+            "chance_by_input": _chance_by_input(mask) if layer == 0 else math.nan,
+        }
+    yield {
+        "arm": arm,
+        "layer": "all",
+        "density": kept.sum(axis=1).mean() / sizes.sum(),
+        "connected_in": units[0],
+        "connected_out": units[-1],
+        "overlap": over_pairs(jaccard, list(torch.cat([mask.flatten(1) for mask in masks], dim=1))),
+        "chance": over_pairs(partial(chance_by_group, sizes), list(kept)),
+        "chance_by_input": math.nan,
+    }
+
+
+def _chance_by_input(mask: Tensor) -> float:
+    """Chance for a first layer, bool [R, in, out], each of whose inputs keeps its own number of connections."""
+    counts = mask.sum(dim=2).numpy()
+    sizes = np.full(mask.shape[1], mask.shape[2])
+    return over_pairs(partial(chance_by_group, sizes), list(counts))
+
+
+# --- kept weights ----------------------------------------------------------------------------------------------------
+
+
+def edges(initial: Tensor) -> NDArray[np.float64]:
+    """The bins' limits [BINS + 1] for a layer's weights: 16 standard deviations of its ``initial`` weights each way."""
+    return np.linspace(-REACH, REACH, BINS + 1) * float(initial.double().std(correction=0))
+
+
+def histogram(weights: Tensor, mask: Tensor, limits: NDArray[np.float64]) -> NDArray[np.int64]:
+    """How many of the kept weights, both [R, in, out], lie in each bin, [bins]; the outermost bins are open."""
+    kept = weights[mask].double().numpy()
+    return np.histogram(kept.clip(limits[0], limits[-1]), limits)[0]
+
+
+def kept_weights(
+    masks: Masks, start: Sequence[Tensor], end: Sequence[Tensor], limits: Sequence[NDArray[np.float64]]
+) -> pd.DataFrame:
+    """The distribution of the weights that an arm keeps, before and after training: reports/kept_weights.csv.
+
+    A row a layer and bin: its limits ``low`` and ``high``, and the numbers of weights in it, over all networks.
+    """
+    return pd.concat(
+        [
+            pd.DataFrame(
+                {
+                    "layer": layer,
+                    "low": limits[layer][:-1],
+                    "high": limits[layer][1:],
+                    "start": histogram(start[layer], mask, limits[layer]),
+                    "end": histogram(end[layer], mask, limits[layer]),
+                }
+            )
+            for layer, mask in enumerate(masks)
+        ],
+        ignore_index=True,
+    )

@@ -1,0 +1,96 @@
+"""Linear mode connectivity, against networks whose errors on the line are worked by hand."""
+
+import pandas as pd
+import pytest
+import torch
+from torch import Tensor
+
+from lottery.connectivity import POINTS, barrier, errors_between, summarize
+from lottery.network import Parameters, accuracy
+
+# four images of one pixel: class 1 where it is lit
+INPUTS, LABELS = torch.tensor([[1.0], [1.0], [1.0], [0.0]]), torch.tensor([1, 1, 1, 0])
+
+
+def _by_one_unit(unit: int) -> Parameters:
+    """A network that is right on all images by one of its two hidden units: class 1 where relu(x) > 0.6."""
+    network = Parameters.zeros(1, (1, 2, 2))
+    network.weights[0][0, 0, unit] = 1
+    network.weights[1][0, unit, 1] = 1
+    network.biases[1][0, 0, 1] = -0.6
+    return network
+
+
+def _constant(label: int) -> Parameters:
+    """A network that says the same of every image."""
+    network = Parameters.zeros(1, (1, 2, 2))
+    network.biases[1][0, 0, label] = 1
+    return network
+
+
+def _both(first: Parameters, second: Parameters) -> Parameters:
+    return Parameters(torch.cat([first.flat, second.flat]), first.sizes)
+
+
+def _barrier(first: Parameters, second: Parameters) -> list[float]:
+    result: Tensor = barrier(first, second, INPUTS, LABELS, threads=1)
+    assert result.dtype == torch.float64
+    return result.tolist()
+
+
+def test_two_networks_that_do_the_same_by_other_units_have_a_barrier_between_them() -> None:
+    # at a fraction a of the way a lit pixel gives (1 - a)^2 + a^2, which is below 0.6 from a = 0.28 to 0.72
+    errors = errors_between(_by_one_unit(0), _by_one_unit(1), INPUTS, LABELS, threads=1)
+    assert errors.tolist() == [[0.0] * 9 + [0.75] * 13 + [0.0] * 9]
+    assert _barrier(_by_one_unit(0), _by_one_unit(1)) == [0.75]
+
+
+def test_the_barrier_is_counted_from_the_mean_of_the_two_ends() -> None:
+    # errors of 0.25 on one half and 0.75 on the other
+    assert _barrier(_constant(1), _constant(0)) == [0.25]
+
+
+def test_there_is_no_barrier_between_a_network_and_itself() -> None:
+    assert _barrier(_by_one_unit(0), _by_one_unit(0)) == [0.0]
+
+
+def test_every_network_meets_its_own_twin() -> None:
+    first = _both(_by_one_unit(0), _constant(1))
+    second = _both(_by_one_unit(1), _constant(0))
+    assert _barrier(first, second) == [0.75, 0.25]
+
+
+def test_the_ends_of_the_line_are_the_two_networks() -> None:
+    draws = torch.Generator().manual_seed(0)
+    first, second = (Parameters.zeros(3, (6, 5, 4)) for _ in range(2))
+    for piece in (*first.weights, *second.weights):
+        piece.normal_(generator=draws)
+    inputs, labels = torch.randn(200, 6, generator=draws), torch.randint(4, (200,), generator=draws)
+    errors = errors_between(first, second, inputs, labels, threads=2)
+    assert errors.shape == (3, POINTS) == (3, 31)
+    assert torch.equal(errors[:, 0], 1 - accuracy(first, inputs, labels, 1))
+    assert torch.equal(errors[:, -1], 1 - accuracy(second, inputs, labels, 1))
+
+
+def test_each_arms_barriers_are_averaged_and_its_stable_networks_counted_where_there_are_twins() -> None:
+    levels = pd.DataFrame({"level": ["dense", "p50", "p50"], "arm": ["dense", "ticket", "random"], "n": 2})
+    barriers = pd.DataFrame(
+        [
+            ("dense", "dense", 0, 0.02, 0.04),
+            ("dense", "dense", 1, 0.04, 0.04),
+            ("p50", "ticket", 0, 0.01, 0.03),
+            ("p50", "ticket", 1, 0.03, 0.05),
+        ],
+        columns=["level", "arm", "seed", "barrier_test", "barrier_train"],
+    )
+    table = summarize(levels, barriers)
+    assert table["barrier_test_mean"].tolist() == pytest.approx([0.03, 0.02, float("nan")], nan_ok=True)
+    assert table["barrier_train_mean"].tolist() == pytest.approx([0.04, 0.04, float("nan")], nan_ok=True)
+    assert table["stable"].tolist() == [0, 1, pd.NA]
+    assert table[["level", "arm", "n"]].equals(levels)
+
+
+def test_without_twins_the_columns_are_there_and_empty() -> None:
+    levels = pd.DataFrame({"level": ["dense"], "arm": ["dense"]})
+    table = summarize(levels, pd.DataFrame(columns=["level", "arm", "seed", "barrier_test", "barrier_train"]))
+    assert table.to_csv(index=False) == "level,arm,barrier_test_mean,barrier_train_mean,stable\ndense,dense,,,\n"

@@ -1,0 +1,91 @@
+"""What `evaluate` says of a level's folder."""
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+from lottery import connectivity, structure
+from lottery.artifacts import load_twins, save_level
+from lottery.connectivity import barrier
+from lottery.experiment import Level
+from lottery.network import Parameters, stack
+from lottery.stages import evaluate
+from lottery.training import History, Trained
+
+SIZES, SEEDS, ARMS = (6, 5, 4), (3, 8), ("random", "ticket", "reinit")
+
+
+def _noise(networks: int, seed: int) -> Parameters:
+    parameters = Parameters.zeros(networks, SIZES)
+    for piece in (*parameters.weights, *parameters.biases):
+        piece.normal_(generator=torch.Generator().manual_seed(seed))
+    return parameters
+
+
+def _save(folder: Path, path: tuple[float, ...], arms: tuple[str, ...]) -> Level:
+    """A level's folder, of networks that were never trained."""
+    networks = len(arms) * len(SEEDS)
+    start, end = _noise(networks, 1), _noise(networks, 2)
+    masks = tuple(weight > 0 if path else weight.bool() for weight in start.weights)
+    history = History([0], *(torch.zeros(networks, 1).double() for _ in range(3)))
+    level = Level(path, arms, SEEDS, start.masked(masks), masks, Trained(end.masked(masks), end, history))
+    save_level(level, folder)
+    return level
+
+
+@pytest.fixture
+def levels(workspace: Path) -> Level:
+    """A workspace with dense and p50, which is given."""
+    _save(Path("models/dense"), (), ("dense",))
+    return _save(Path("models/p50"), (0.5,), ARMS)
+
+
+def test_masks_are_described_arm_by_arm(levels: Level) -> None:
+    table = evaluate.describe_masks(Path("models/p50"))
+    expected = structure.describe({"ticket": tuple(mask[2:4] for mask in levels.masks)})
+    pd.testing.assert_frame_equal(table[table["arm"] == "ticket"].reset_index(drop=True), expected)
+    assert list(table["arm"].unique()) == list(ARMS)
+
+
+def test_kept_weights_are_the_tickets(levels: Level) -> None:
+    table = evaluate.distribute_weights(Path("models/p50")).set_index("layer")
+    kept = [int(mask[2:4].sum()) for mask in levels.masks]
+    assert [table.loc[layer, "start"].sum() for layer in (0, 1)] == kept
+    first, mask = levels.trained.final.weights[0][2:4], levels.masks[0][2:4]
+    low, high = table.loc[0, ["low", "high"]].to_numpy()[60]
+    inside = (first >= low) & (first < high) & mask
+    assert table.loc[0, "end"].iloc[60] == int(inside.sum())
+    assert evaluate.distribute_weights(Path("models/dense"))["start"].sum() == 2 * (30 + 20)
+
+
+def test_a_level_without_tickets_has_no_distribution(levels: Level) -> None:
+    _save(Path("models/p50"), (0.5,), ("random",))
+    assert evaluate.distribute_weights(Path("models/p50")) is None
+
+
+def test_a_level_without_twins_has_no_barriers(levels: Level) -> None:
+    images = torch.zeros(3, 6), torch.zeros(3, dtype=torch.int64), 1
+    assert load_twins(Path("models/p50")) is None
+    assert evaluate.measure_barriers(Path("models/p50"), images, images) is None
+
+
+def test_barriers_are_between_the_final_networks_of_an_arm_and_their_twins(
+    levels: Level, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    twins = _noise(4, 5)
+    monkeypatch.setattr(evaluate, "load_twins", lambda folder: (("ticket", "reinit"), twins))
+    draws = torch.Generator().manual_seed(0)
+    test, train = ((torch.randn(n, 6, generator=draws), torch.randint(4, (n,), generator=draws), 1) for n in (150, 200))
+    table = evaluate.measure_barriers(Path("models/p50"), test, train)
+    final = stack([levels.trained.final.rows(slice(2, 4)), levels.trained.final.rows(slice(4, 6))])
+    assert list(zip(table["arm"], table["seed"], strict=True)) == [
+        ("ticket", 3),
+        ("ticket", 8),
+        ("reinit", 3),
+        ("reinit", 8),
+    ]
+    assert table["barrier_test"].tolist() == barrier(final, twins, *test).tolist()
+    assert table["barrier_train"].tolist() == barrier(final, twins, *train).tolist()
+    assert set(table) | {"level"} == set(connectivity.COLUMNS)
