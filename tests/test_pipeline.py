@@ -98,7 +98,7 @@ def test_dvc_shows_and_compares_metrics_params_and_plots(clone: Clone) -> None:
     clone.commit("Run")
     shown = json.loads(clone.run("dvc", "metrics", "show", "--json"))
     metrics = shown[""]["data"]["reports/metrics.json"]["data"]
-    assert set(metrics["p75"]) == {"density"} | {
+    assert set(metrics["p75"]) == {"density", "verdict"} | {
         f"{arm}{difference}" for arm in ("ticket", "reinit", "random") for difference in ("", "-dense")
     }
     clone.change(levels=levels(p75={"sparsity": 0.7, "parent": "p50"}))
