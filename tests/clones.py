@@ -23,12 +23,19 @@ SMALL = {
         "learning_rate": 0.01,
         "evaluate_every": 20,
     },
-    "prune": {"arms": ["ticket", "reinit", "random"], "criterion": "magnitude", "scope": "layer", "output_rate": 0.5},
+    "prune": {
+        "arms": ["ticket", "reinit", "random"],
+        "criterion": "magnitude",
+        "scope": "layer",
+        "output_rate": 0.5,
+        "rewind": 0,
+    },
     "levels": {
         "p50": {"sparsity": 0.5, "parent": "dense"},
         "p75": {"sparsity": 0.75, "parent": "p50"},
         "p80-at-once": {"sparsity": 0.8, "parent": "dense"},
     },
+    "verdict": {"margin": 0.2, "speed_margin": 1.25},
     "tracking": {"mlflow_experiment": "lottery-tickets"},
     "run": {"threads": "auto"},
 }
