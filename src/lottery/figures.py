@@ -76,10 +76,13 @@ LOOKS = {
     "ticket": Look("#0072B2", "o"),
     "reinit": Look("#D55E00", "s"),
     "random": Look("#009E73", "^"),
+    "random-inputs": Look("#56B4E9", "v"),
+    "small-dense": Look("#999999", "X"),
     "finetune": Look("#CC79A7", "D"),
+    "lr-rewind": Look("#E69F00", "P"),
 }
 PATHS = {"solid": "-", "dashed": "--", "dash-dotted": "-.", "dotted": ":"}  # the lines of a tree, by turns
-MORE_LOOKS = (Look("#E69F00", "v"), Look("#56B4E9", "P"))  # for arms that are not listed above, by turns
+MORE_LOOKS = (Look("#F0E442", "h"),)  # for arms that are not listed above, by turns
 
 
 class Range(NamedTuple):
@@ -257,7 +260,8 @@ def learning_curves(results: Results) -> Figure:
     figure = _figure(1.2 + 2.6 * rows, "Validation loss while training")
     panels = list(figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flat)
     # before training the loss is so high that the axis would show little else
-    history = results.history[results.history["iteration"] > 0].set_index(["level", "arm"]).sort_index()
+    begun = results.history.groupby(["level", "arm"])["iteration"].transform("min")
+    history = results.history[results.history["iteration"] > begun].set_index(["level", "arm"]).sort_index()
     stops = _over_seeds(results.networks, "early_stopping_iteration")
     for axes, level in zip(panels, shown, strict=False):
         for arm, look in reversed(results.looks.items()):
