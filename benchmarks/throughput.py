@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from lottery.data import load_split, torchvision_datasets
 from lottery.images import Images, Split
 from lottery.network import initialize
-from lottery.pruning import everything, magnitude, prune_layers
+from lottery.pruning import everything, prune_layers
 from lottery.randomness import generator
 from lottery.training import Recipe, train
 
@@ -36,7 +36,8 @@ MULTIPLY_ADDS = 2 * (784 * 300 + 300 * 100 + 100 * 10) + 300 * 100 + 100 * 10  #
 def stacked(networks: int, split: Split, threads: int) -> Loop:
     """Our loop, on a level's masked networks."""
     start = initialize(SIZES, "glorot-normal", [generator("benchmark", seed) for seed in range(networks)])
-    masks = prune_layers(magnitude(start), everything(networks, SIZES), 0.8, 0.0, 0.5)
+    scores = tuple(weight.abs() for weight in start.weights)
+    masks = prune_layers(scores, everything(networks, SIZES), 0.8, 0.0, 0.5)
     start = start.masked(masks)
     few = Split(split.train, Images(split.validation.pixels[:60], split.validation.labels[:60]), split.scaling)
 

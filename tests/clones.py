@@ -23,7 +23,13 @@ SMALL = {
         "learning_rate": 0.01,
         "evaluate_every": 20,
     },
-    "prune": {"arms": ["ticket", "reinit", "random"], "criterion": "magnitude", "scope": "layer", "output_rate": 0.5},
+    "prune": {
+        "arms": ["ticket", "reinit", "random"],
+        "criterion": "magnitude",
+        "scope": "layer",
+        "output_rate": 0.5,
+        "rewind": 0,
+    },
     "levels": {
         "p50": {"sparsity": 0.5, "parent": "dense"},
         "p75": {"sparsity": 0.75, "parent": "p50"},

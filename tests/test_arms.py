@@ -12,7 +12,10 @@ from lottery.arms import ARMS, Ticket
 from lottery.network import Initialization, Parameters, initialize
 from lottery.pruning import weights_kept
 from lottery.randomness import generator
+from lottery.schedules import Step
+from lottery.training import Recipe
 
+RECIPE = Recipe(iterations=100, batch_size=10, learning_rate=0.1, evaluate_every=10, schedule=Step((50,)), start=20)
 initializations = st.sampled_from(get_args(Initialization))
 
 
@@ -27,7 +30,8 @@ def _level(
     dense = initialize(sizes, initialization, [generator("initialization", seed) for seed in seeds])
     draws = torch.Generator().manual_seed(0)
     masks = tuple(torch.rand(weight.shape, generator=draws) < density for weight in dense.weights)
-    return Ticket(masks, dense, seeds, path, initialization)
+    trained = initialize(sizes, initialization, [generator("trained", seed) for seed in seeds])
+    return Ticket(masks, dense, trained, seeds, path, initialization, RECIPE)
 
 
 @st.composite
@@ -107,24 +111,28 @@ def test_random_leaves_the_tickets_mask_as_it_was() -> None:
     assert all(torch.equal(a, b) for a, b in zip(level.masks, before, strict=True))
 
 
+DRAWN = ["reinit", "random", "random-inputs", "small-dense"]
+
+
 def _drawn(arm: str, level: Ticket, row: int = 0) -> torch.Tensor:
-    """What an arm drew for a network: reinit its weights, random its mask."""
+    """What an arm drew for a network: its weights, or its mask."""
     start = ARMS[arm](level)
-    return start.parameters.flat[row] if arm == "reinit" else torch.cat([mask[row].flatten() for mask in start.masks])
+    of_weights = arm in ("reinit", "small-dense")
+    return start.parameters.flat[row] if of_weights else torch.cat([mask[row].flatten() for mask in start.masks])
 
 
-@pytest.mark.parametrize("arm", ["reinit", "random"])
+@pytest.mark.parametrize("arm", DRAWN)
 def test_a_control_draws_the_same_for_the_same_seed_and_path_whatever_the_other_seeds(arm: str) -> None:
     level = _level(seeds=(3, 4))
-    swapped = Ticket(
-        tuple(mask[[1, 0]] for mask in level.masks), level.rewind.rows([1, 0]), (4, 3), level.path, level.initialization
+    swapped = replace(
+        level, masks=tuple(mask[[1, 0]] for mask in level.masks), rewind=level.rewind.rows([1, 0]), seeds=(4, 3)
     )
     assert torch.equal(_drawn(arm, level, 0), _drawn(arm, level, 0))
     assert torch.equal(_drawn(arm, level, 0), _drawn(arm, swapped, 1))
     assert torch.equal(_drawn(arm, level, 1), _drawn(arm, swapped, 0))
 
 
-@pytest.mark.parametrize("arm", ["reinit", "random"])
+@pytest.mark.parametrize("arm", DRAWN)
 def test_a_control_draws_otherwise_for_another_seed_and_for_another_level(arm: str) -> None:
     level = _level(seeds=(3,))
     others = [replace(level, seeds=(4,)), replace(level, path=(0.6,)), replace(level, path=(0.2, 0.5))]
@@ -133,15 +141,17 @@ def test_a_control_draws_otherwise_for_another_seed_and_for_another_level(arm: s
 
 
 @pytest.mark.parametrize("arm", list(ARMS))
-def test_no_arm_changes_the_dense_runs_initialization(arm: str) -> None:
+def test_no_arm_changes_what_it_starts_from(arm: str) -> None:
     level = _level()
-    before: Parameters = level.rewind.clone()
+    before: list[Parameters] = [level.rewind.clone(), level.trained.clone()]
     ARMS[arm](level).parameters.flat.fill_(7.0)
-    assert torch.equal(level.rewind.flat, before.flat)
+    assert torch.equal(level.rewind.flat, before[0].flat)
+    assert torch.equal(level.trained.flat, before[1].flat)
 
 
 def test_other_purposes_seeds_levels_and_epochs_have_draws_of_their_own() -> None:
-    purposes, paths = ("initialization", "batches", "reinit", "random"), ((), (0.5,), (0.2, 0.5))
+    purposes = ("initialization", "batches", "twin batches", "criterion", "snip", *DRAWN)
+    paths: tuple[tuple[float, ...], ...] = ((), (0.5,), (0.2, 0.5))
     keys = [(p, seed, path, epoch) for p in purposes for seed in (0, 1) for path in paths for epoch in (0, 1)]
     draws = {tuple(torch.rand(4, generator=generator(*key)).tolist()) for key in keys}
     assert len(draws) == len(keys)

@@ -30,6 +30,7 @@ from lottery.artifacts import (
 )
 from lottery.experiment import Level
 from lottery.network import Parameters
+from lottery.pruning import CRITERIA
 from lottery.training import History, Trained
 
 # workspace serves all examples of a test
@@ -66,10 +67,14 @@ def _level(
 
     start = noise()
     masks = tuple(torch.rand(weight.shape, generator=draws) < 0.5 for weight in start.weights)
-    losses = [torch.rand(networks, evaluations, generator=draws, dtype=torch.float64) for _ in range(3)]
-    losses[0][:, 0] = torch.nan
-    history = History([250 * i for i in range(evaluations)], *losses)
-    return Level(path, arms, seeds, start, masks, Trained(noise(), noise(), history))
+    histories = []
+    for arm in arms:  # each a start of its own, and all the same end
+        iterations = [250 * i for i in range(arms.index(arm) % evaluations, evaluations + 1)]
+        for _ in seeds:
+            curves = torch.rand(3, len(iterations), generator=draws, dtype=torch.float64)
+            curves[0, 0] = torch.nan
+            histories.append(History(iterations, *curves))
+    return Level(path, arms, seeds, start, masks, Trained(noise(), noise(), tuple(histories)))
 
 
 @st.composite
@@ -124,22 +129,22 @@ def test_a_folder_says_which_networks_it_holds(workspace: Path, level: Level) ->
 @given(levels(), st.data())
 def test_the_history_comes_back_to_the_bit(workspace: Path, level: Level, data: st.DataObject) -> None:
     any_loss = st.floats(allow_nan=False, allow_infinity=False)
-    losses = level.trained.history.validation_loss
-    losses.copy_(torch.tensor([[data.draw(any_loss) for _ in row] for row in losses], dtype=torch.float64))
+    for network in level.trained.histories:
+        network.validation_loss.copy_(torch.tensor([data.draw(any_loss) for _ in network.iterations]))
     save_level(level, workspace / "p60")
     history = load_history(workspace / "p60")
     names = ["arm", "seed", "iteration", "train_loss", "validation_loss", "validation_accuracy"]
     assert list(history.columns) == names
+    networks = [(arm, seed) for arm in level.arms for seed in level.seeds]
     rows = [
         (arm, seed, iteration)
-        for arm in level.arms
-        for seed in level.seeds
-        for iteration in (level.trained.history.iterations)
+        for (arm, seed), network in zip(networks, level.trained.histories, strict=True)
+        for iteration in network.iterations
     ]
     assert list(zip(history["arm"], history["seed"], history["iteration"], strict=True)) == rows
     for name in names[3:]:
         loaded = torch.tensor(history[name].to_numpy(dtype="float64").copy())
-        saved = getattr(level.trained.history, name).flatten()
+        saved = torch.cat([getattr(network, name) for network in level.trained.histories])
         assert torch.equal(loaded.isnan(), saved.isnan())
         assert torch.equal(loaded.nan_to_num().view(torch.int64), saved.nan_to_num().view(torch.int64))
 
@@ -158,27 +163,37 @@ def test_a_mask_takes_a_bit_a_weight(workspace: Path) -> None:
 A_SMALL_LEVEL = """
 import sys
 import torch
+from dataclasses import replace
 from pathlib import Path
 from lottery import experiment
+from lottery.arms import ARMS, Ticket
 from lottery.artifacts import save_level
 from lottery.images import Images, Scaling, Split
+from lottery.pruning import CRITERIA, Evidence
+from lottery.schedules import cosine
 from lottery.training import Recipe, train
 
 draws = torch.Generator().manual_seed(0)
 pixels = torch.randint(256, (60, 17), generator=draws, dtype=torch.uint8)
 labels = torch.randint(5, (60,), generator=draws)
 split = Split(Images(pixels[:50], labels[:50]), Images(pixels[50:], labels[50:]), Scaling(128.0, 74.0))
-recipe = Recipe(9, 7, 0.01, 4)
+seeds = (0, 1, 2)
 
-def trained(start, masks, seeds, path):
-    return train(start, masks, seeds, path, split, recipe, threads=int(sys.argv[2]))
+def trained(start, masks, seeds, path, recipes):
+    return train(start, masks, seeds, path, split, recipes, threads=int(sys.argv[2]))
 
-dense = experiment.dense((17, 12, 5), "glorot-normal", (0, 1, 2), trained)
-masks = experiment.prune(dense.trained.final, dense.masks, (0.5,), experiment.Pruning("magnitude", "layer", 0.5))
-arms = ("ticket", "reinit", "random")
-level = experiment.level(masks, dense.start, (0.5,), arms, (0, 1, 2), "glorot-normal", trained)
+recipe = Recipe(9, 7, 0.01, 4, schedule=cosine)
+dense = experiment.dense((17, 12, 5), "glorot-normal", seeds, replace(recipe, rewind=3), trained, twins=True)
+final = dense.trained.final
 save_level(dense, Path(sys.argv[1]) / "dense")
-save_level(level, Path(sys.argv[1]) / sys.argv[3])
+for number, criterion in enumerate(CRITERIA):
+    path = (0.5 + number / 100,)
+    evidence = Evidence(dense.start, final, seeds, path, split)
+    masks = experiment.prune(evidence, dense.masks, experiment.Pruning(criterion, "global", 0.5))
+    ticket = Ticket(
+        masks, dense.trained.rewind, final, seeds, path, "glorot-normal", replace(recipe, start=3)
+    )
+    save_level(experiment.level(ticket, tuple(ARMS), trained, twins=True), Path(sys.argv[1]) / f"{sys.argv[3]}{number}")
 """
 
 
@@ -189,12 +204,15 @@ def _process(folder: Path, threads: int, hash_seed: str, level: str) -> "subproc
 
 
 def test_two_processes_leave_the_same_bytes_whatever_the_level_is_called(workspace: Path) -> None:
-    processes = [_process(workspace / "a", 1, "1", "p50"), _process(workspace / "b", 2, "2", "another-name")]
+    processes = [_process(workspace / "a", 1, "1", "p"), _process(workspace / "b", 2, "2", "another-name")]
     for process in processes:
         _, errors = process.communicate()
         assert process.returncode == 0, errors
     assert _bytes(workspace / "a" / "dense") == _bytes(workspace / "b" / "dense")
-    assert _bytes(workspace / "a" / "p50") == _bytes(workspace / "b" / "another-name")
+    for number in range(len(CRITERIA)):
+        one, other = _bytes(workspace / "a" / f"p{number}"), _bytes(workspace / "b" / f"another-name{number}")
+        assert sorted(one) == sorted([*FILES, "twins.safetensors"])
+        assert one == other
 
 
 def test_a_level_saved_twice_is_the_same_bytes(workspace: Path) -> None:

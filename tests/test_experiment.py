@@ -9,11 +9,12 @@ import pytest
 import torch
 
 from lottery import experiment
+from lottery.arms import Ticket
 from lottery.artifacts import load_contents, load_history, load_masks, load_parameters, save_level
 from lottery.experiment import Level, Pruning, Train
 from lottery.images import Images, Split
 from lottery.network import Masks, Parameters, accuracy, initialize
-from lottery.pruning import weights_kept
+from lottery.pruning import Evidence, weights_kept
 from lottery.randomness import generator
 from lottery.statistics import early_stopping
 from lottery.tracking.outputs import digest
@@ -28,9 +29,11 @@ PRUNING = Pruning("magnitude", "layer", 0.5)
 Digits = tuple[Split, Images]
 
 
-def _trainer(split: Split, recipe: Recipe = RECIPE, threads: int = 2) -> Train:
-    def trainer(start: Parameters, masks: Masks | None, seeds: Sequence[int], path: Sequence[float]) -> Trained:
-        return train(start, masks, seeds, path, split, recipe, threads=threads)
+def _trainer(split: Split, threads: int = 2) -> Train:
+    def trainer(
+        start: Parameters, masks: Masks, seeds: Sequence[int], path: Sequence[float], recipes: Sequence[Recipe]
+    ) -> Trained:
+        return train(start, masks, seeds, path, split, recipes, threads=threads)
 
     return trainer
 
@@ -43,21 +46,26 @@ class Pipeline(NamedTuple):
     p80: Level
 
 
-def _pipeline(trainer: Train) -> Pipeline:
-    dense = experiment.dense(SIZES, "glorot-normal", SEEDS, trainer)
-    masks = experiment.prune(dense.trained.final, dense.masks, (0.5,), PRUNING)
-    p50 = experiment.level(masks, dense.start, (0.5,), ARMS, SEEDS, "glorot-normal", trainer)
-    tickets = slice(0, len(SEEDS))
-    masks = experiment.prune(
-        p50.trained.final.rows(tickets), tuple(mask[tickets] for mask in p50.masks), (0.5, 0.8), PRUNING
-    )
-    return Pipeline(dense, p50, experiment.level(masks, dense.start, (0.5, 0.8), ARMS, SEEDS, "glorot-normal", trainer))
+def _child(parent: Level, dense: Level, sparsity: float, split: Split, pruning: Pruning = PRUNING) -> Ticket:
+    """The ticket of a level below ``parent``."""
+    pruned = slice(0, len(SEEDS))  # dense, or the tickets
+    path, final = (*parent.path, sparsity), parent.trained.final.rows(pruned)
+    evidence = Evidence(parent.start.rows(pruned), final, SEEDS, path, split)
+    masks = experiment.prune(evidence, tuple(mask[pruned] for mask in parent.masks), pruning)
+    return Ticket(masks, dense.start, final, SEEDS, path, "glorot-normal", RECIPE)
+
+
+def _pipeline(split: Split, threads: int = 2) -> Pipeline:
+    trainer = _trainer(split, threads)
+    dense = experiment.dense(SIZES, "glorot-normal", SEEDS, RECIPE, trainer)
+    p50 = experiment.level(_child(dense, dense, 0.5, split), ARMS, trainer)
+    return Pipeline(dense, p50, experiment.level(_child(p50, dense, 0.8, split), ARMS, trainer))
 
 
 @pytest.fixture(scope="module")
 def pipeline(digits: Digits) -> Pipeline:
     """A pipeline on the digits; nobody changes it."""
-    return _pipeline(_trainer(digits[0]))
+    return _pipeline(digits[0])
 
 
 def _test_accuracy(networks: Parameters, digits: Digits) -> torch.Tensor:
@@ -131,18 +139,17 @@ def test_a_networks_rows_are_its_arms_and_seeds(pipeline: Pipeline, digits: Digi
 
 def test_an_arm_trains_the_same_whatever_other_arms_and_seeds_a_level_has(pipeline: Pipeline, digits: Digits) -> None:
     masks = tuple(mask[1:3] for mask in pipeline.p50.masks)
-    rewind = pipeline.dense.start.rows(slice(1, 3))
-    level = experiment.level(
-        masks, rewind, (0.5,), ("random", "ticket"), SEEDS[1:], "glorot-normal", _trainer(digits[0])
-    )
+    initial, final = (which.rows(slice(1, 3)) for which in (pipeline.dense.start, pipeline.dense.trained.final))
+    ticket = Ticket(masks, initial, final, SEEDS[1:], (0.5,), "glorot-normal", RECIPE)
+    level = experiment.level(ticket, ("random", "ticket"), _trainer(digits[0]))
     rows = [7, 8, 1, 2]
     assert torch.equal(level.trained.final.flat, pipeline.p50.trained.final.flat[rows])
     assert torch.equal(level.trained.early_stopping.flat, pipeline.p50.trained.early_stopping.flat[rows])
 
 
-def test_global_scope_prunes_all_layers_by_one_ranking(pipeline: Pipeline) -> None:
+def test_global_scope_prunes_all_layers_by_one_ranking(pipeline: Pipeline, digits: Digits) -> None:
     dense = pipeline.dense
-    masks = experiment.prune(dense.trained.final, dense.masks, (0.5,), replace(PRUNING, scope="global"))
+    masks = _child(dense, dense, 0.5, digits[0], replace(PRUNING, scope="global")).masks
     assert weights_kept(masks).sum(dim=1).tolist() == [2200] * 3
     assert weights_kept(masks)[:, 0].tolist() != [1600] * 3
 
@@ -151,7 +158,7 @@ def test_global_scope_prunes_all_layers_by_one_ranking(pipeline: Pipeline) -> No
 
 
 def test_the_whole_experiment_is_the_same_bytes_twice(pipeline: Pipeline, digits: Digits, workspace: Path) -> None:
-    again = _pipeline(_trainer(digits[0], threads=1))
+    again = _pipeline(digits[0], threads=1)
     for name, level in pipeline._asdict().items():
         save_level(level, workspace / "one" / name)
         save_level(getattr(again, name), workspace / "other" / f"renamed-{name}")
@@ -166,7 +173,7 @@ def test_no_draw_comes_from_or_changes_a_global_state(pipeline: Pipeline, digits
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(12345)
         before = torch.get_rng_state()
-        again = _pipeline(_trainer(digits[0]))
+        again = _pipeline(digits[0])
         assert torch.equal(torch.get_rng_state(), before)
     assert torch.equal(again.p80.start.flat, pipeline.p80.start.flat)
     assert torch.equal(again.p80.trained.final.flat, pipeline.p80.trained.final.flat)
@@ -180,14 +187,15 @@ def test_a_level_is_the_same_from_its_parents_files_as_from_memory(
     held = load_contents(workspace / "p50")
     tickets = held.rows("ticket")
     path = (*held.path, 0.8)
+    initial, final = (load_parameters(workspace / "p50", which).rows(tickets) for which in ("initial", "final"))
     masks = experiment.prune(
-        load_parameters(workspace / "p50", "final").rows(tickets),
+        Evidence(initial, final, held.seeds, path, digits[0]),
         tuple(mask[tickets] for mask in load_masks(workspace / "p50")),
-        path,
         PRUNING,
     )
     rewind = load_parameters(workspace / "dense", "initial")
-    level = experiment.level(masks, rewind, path, ARMS, held.seeds, "glorot-normal", _trainer(digits[0]))
+    ticket = Ticket(masks, rewind, final, held.seeds, path, "glorot-normal", RECIPE)
+    level = experiment.level(ticket, ARMS, _trainer(digits[0]))
     assert torch.equal(level.start.flat, pipeline.p80.start.flat)
     assert torch.equal(level.trained.final.flat, pipeline.p80.trained.final.flat)
 
@@ -196,7 +204,7 @@ def test_training_to_exactly_the_early_stopping_iteration_gives_the_early_stoppi
     digits: Digits, workspace: Path
 ) -> None:
     recipe = Recipe(iterations=130, batch_size=50, learning_rate=0.02, evaluate_every=20)  # overfits soon
-    level = experiment.dense(SIZES, "glorot-normal", SEEDS, _trainer(digits[0], recipe))
+    level = experiment.dense(SIZES, "glorot-normal", SEEDS, recipe, _trainer(digits[0]))
     save_level(level, workspace / "dense")
     stops = early_stopping(load_history(workspace / "dense"))
     stopped = load_parameters(workspace / "dense", "early_stopping")

@@ -371,12 +371,12 @@ def test_a_mask_that_keeps_nothing_has_a_picture(tmp_path: Path) -> None:
 # --- the stage -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("arms", [("random", "ticket"), ("random", "reinit")])
+@pytest.mark.parametrize("arms", [("random", "ticket"), ("random", "reinit"), ("small-dense", "lr-rewind")])
 def test_connections_are_those_of_the_tickets_mask(arms: tuple[str, ...], workspace: Path) -> None:
     masks = torch.rand(4, 9, 5, generator=torch.Generator().manual_seed(0)) < 0.5
     weights = Parameters.zeros(4, (9, 5))
-    history = History([0], *(torch.zeros(4, 1).double() for _ in range(3)))
-    save_level(Level((0.5,), arms, (0, 1), weights, (masks,), Trained(weights, weights, history)), Path("models/p50"))
+    histories = (History([0], *(torch.zeros(1).double() for _ in range(3))),) * 4
+    save_level(Level((0.5,), arms, (0, 1), weights, (masks,), Trained(weights, weights, histories)), Path("models/p50"))
     expected = (masks[2].sum(dim=1) + masks[3].sum(dim=1)) / 2
     assert plot.load_connections(Path("models/p50")).tolist() == expected.tolist()
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from lottery import LotteryError
-from lottery.params import TRAINING_IMAGES, Params, load, parse
+from lottery.params import RECORDED, TRAINING_IMAGES, Params, load, parse
 
 DEFAULT = (Path(__file__).parent.parent / "params.yaml").read_text(encoding="utf-8")
 
@@ -142,7 +142,8 @@ def test_controls_alone_do_where_no_level_has_children() -> None:
 
 # Every mistake is one line with the file, the key, the value and the remedy
 
-WHOLE = "is not a whole number of 1 or more"
+COUNT = "a whole number of 1 or more"
+WHOLE = f"is not {COUNT}"
 A_LIST = "is not a list with at least one item"
 BELOW_1 = "is not a number above 0 and below 1"
 FROM_0_BELOW_1 = "is not a number from 0 up to, but not including, 1"
@@ -229,7 +230,8 @@ THREADS = "is not auto or a whole number of 1 or more"
         (
             "[ticket, reinit, random]",
             "[ticket, renit]",
-            'prune.arms[1]: "renit" is not ticket, reinit or random (did you mean "reinit"?)',
+            'prune.arms[1]: "renit" is not ticket, reinit, random, random-inputs, small-dense, finetune or lr-rewind '
+            '(did you mean "reinit"?)',
         ),
         (
             "[ticket, reinit, random]",
@@ -241,10 +243,96 @@ THREADS = "is not auto or a whole number of 1 or more"
             "[reinit]",
             "prune.arms: ticket is missing, yet p60 prunes the ticket of its parent p40; add it",
         ),
-        ("criterion: magnitude", "criterion: random", 'prune.criterion: "random" is not magnitude'),
+        (
+            "criterion: magnitude",
+            "criterion: magnitud",
+            'prune.criterion: "magnitud" is not magnitude, magnitude-increase, movement, random, snip or synflow (did '
+            'you mean "magnitude"?)',
+        ),
         ("scope: layer", "scope: on", 'prune.scope: "on" is not layer or global'),
         ("output_rate: 0.5", "output_rate: 1.5", "prune.output_rate: 1.5 is not a number from 0 to 1"),
-        # tracking, run
+        ("rewind: 0 ", "rewind: -1 ", "prune.rewind: -1 is not a whole number of 0 or more"),
+        ("rewind: 0 ", "rewind: 0.5 ", "prune.rewind: 0.5 is not a whole number of 0 or more"),
+        ("rewind: 0 ", "#", "prune.rewind: missing; give a whole number of 0 or more"),
+        ("from: ticket", "from: reinit", 'prune.from: "reinit" is not ticket, finetune or lr-rewind'),
+        ("from: ticket", "source: ticket", "prune.source: unknown key"),
+        (
+            "from: ticket",
+            "from: finetune",
+            "prune.arms: finetune is missing, yet p60 prunes the finetune of its parent p40; add it",
+        ),
+        # schedules and twins
+        (
+            "schedule: constant",
+            "schedule: cosin",
+            'train.schedule: "cosin" is not constant, warm-up, step or cosine (did you mean "cosine"?)',
+        ),
+        ("schedule: constant", "schedule: warm-up", f"train.warm_up: missing; schedule warm-up needs it: give {COUNT}"),
+        ("schedule: constant", "schedule: warm-up\n  warm_up: 0", f"train.warm_up: 0 {WHOLE}"),
+        (
+            "schedule: constant",
+            "schedule: warm-up\n  warm_up: 5000",
+            "train.warm_up: 5000 is not before the last of the 4580 iterations; give less",
+        ),
+        (
+            "schedule: constant",
+            "schedule: constant\n  warm_up: 5",
+            "train.warm_up: 5 is for warm-up alone; remove it, or set train.schedule to warm-up",
+        ),
+        (
+            "schedule: constant",
+            "schedule: step",
+            "train.drops: missing; schedule step needs it: give a list of iterations",
+        ),
+        ("schedule: constant", "schedule: step\n  drops: 5", f"train.drops: 5 {A_LIST}"),
+        ("schedule: constant", "schedule: step\n  drops: [5, 0]", f"train.drops[1]: 0 {WHOLE}"),
+        (
+            "schedule: constant",
+            "schedule: step\n  drops: [7, 5]",
+            "train.drops: 5 does not come after 7; list them in rising order",
+        ),
+        (
+            "schedule: constant",
+            "schedule: step\n  drops: [7, 4580]",
+            "train.drops: 4580 is not before the last of the 4580 iterations; give less",
+        ),
+        ("schedule: constant", "schedule: step\n  drops: [7]\n  drop_factor: 1", f"train.drop_factor: 1 {BELOW_1}"),
+        (
+            "schedule: constant",
+            "schedule: cosine\n  drops: [7]",
+            "train.drops: a list is for step alone; remove it, or set train.schedule to step",
+        ),
+        (
+            "schedule: constant",
+            "schedule: cosine\n  drop_factor: 0.5",
+            "train.drop_factor: 0.5 is for step alone; remove it, or set train.schedule to step",
+        ),
+        ("twins: false", "twins: 1", "train.twins: 1 is not true or false"),
+        (
+            "rewind: 0 ",
+            "rewind: 4580 ",
+            "prune.rewind: 4580 is not before the last of the 4580 iterations; give less",
+        ),
+        # a level's own
+        (
+            "0.60, parent: p40}",
+            "0.60, parent: p40, arms: [reinit]}",
+            "levels.p60.arms: ticket is missing, yet p80 prunes the ticket of its parent p60; add it",
+        ),
+        (
+            "0.60, parent: p40}",
+            "0.60, parent: p40, scope: all}",
+            'levels.p60.scope: "all" is not layer or global',
+        ),
+        (
+            "0.60, parent: p40}",
+            "0.60, parent: p40, scope: global}",
+            "levels.p60.scope: p60 is pruned globally and may keep less of a layer than p80 is to keep; give both one "
+            "scope",
+        ),
+        # verdict, tracking, run
+        ("margin: 0.2 ", "margin: 0 ", "verdict.margin: 0 is not a number above 0"),
+        ("speed_margin: 1.25", "speed_margin: 1", "verdict.speed_margin: 1 is not a number above 1"),
         ("lottery-tickets", '""', 'tracking.mlflow_experiment: "" is not the name of an MLflow experiment'),
         (
             "lottery-tickets",
@@ -286,7 +374,9 @@ def test_all_mistakes_are_told_at_once() -> None:
 
 def test_every_section_must_be_there() -> None:
     lines = mistakes("run: {threads: 1}\n")
-    assert [line.split(": ")[1] for line in lines] == ["data", "network", "train", "prune", "levels", "tracking"]
+    assert [line.split(": ")[1] for line in lines] == [
+        "data", "network", "train", "prune", "levels", "verdict", "tracking",
+    ]  # fmt: skip
     assert lines[0] == "params.yaml: data: missing; give it the keys name, validation, scale"
 
 
@@ -343,7 +433,7 @@ def test_words_that_older_yaml_took_for_booleans_are_names_too() -> None:
     [
         ("  {}\n", "levels: {} is not a mapping with at least one level, such as p80: {sparsity: 0.8, parent: dense}"),
         ("  [1]\n", "levels: a list is not a mapping with at least one level, such as "),
-        ("  p40: 0.4\n", "levels.p40: 0.4 is not a mapping; the keys here are sparsity, parent"),
+        ("  p40: 0.4\n", "levels.p40: 0.4 is not a mapping; the keys here are sparsity, parent, arms, "),
         ("  p40: {parent: dense}\n", "levels.p40.sparsity: missing; give a number above 0 and below 1"),
         ("  p40: {sparsity: 0.4}\n", 'levels.p40.parent: missing; give the name of a level, or "dense"'),
         ("  p40: {sparsity: 1, parent: dense}\n", f"levels.p40.sparsity: 1 {BELOW_1}"),
@@ -417,6 +507,123 @@ def test_a_level_keeps_at_least_one_weight(scope: str, weights: str) -> None:
     assert mistakes(text) == [line]
 
 
+# Combinations
+
+
+def test_a_level_may_have_its_own_arms_criterion_and_scope() -> None:
+    own = "  p40: {sparsity: 0.4, parent: dense, arms: [random, ticket], criterion: movement, scope: global}\n"
+    params = load_text(default_with((CHAIN, own + "  p60: {sparsity: 0.6, parent: dense}\n")))
+    assert [(params.arms(name), params.criterion(name), params.scope(name)) for name in params.order] == [
+        (("random", "ticket"), "movement", "global"),
+        (("ticket", "reinit", "random"), "magnitude", "layer"),
+    ]
+    assert params.every_arm == ("random", "ticket", "reinit")
+
+
+@pytest.mark.parametrize("source", ["finetune", "lr-rewind"])
+def test_children_may_prune_networks_that_were_trained_on(source: str) -> None:
+    params = load_text(default_with(("from: ticket", f"from: {source}"), ("[ticket, ", f"[{source}, ticket, ")))
+    assert params.prune.source == source
+    assert Params.model_validate(params.model_dump()) == params
+
+
+CONTINUED = ("[ticket, reinit, random]", "[ticket, finetune, lr-rewind]")
+STEADY = "finetune and lr-rewind are one once rates are steady; remove one, or change train.schedule"
+
+
+@pytest.mark.parametrize(
+    ("schedule", "rewind", "line"),
+    [
+        (
+            "constant",
+            0,
+            "finetune and lr-rewind are one with a constant learning rate; remove one, or change train.schedule",
+        ),
+        ("warm-up\n  warm_up: 10", 8, None),
+        ("warm-up\n  warm_up: 10", 9, STEADY),  # the iteration after it is at the full rate
+        ("step\n  drops: [5, 10]", 9, None),
+        ("step\n  drops: [5, 10]", 10, STEADY),
+        ("cosine", 4579, None),
+    ],
+)
+def test_finetune_and_lr_rewind_stand_side_by_side_where_the_learning_rate_still_changes(
+    schedule: str, rewind: int, line: str | None
+) -> None:
+    text = default_with(
+        ("schedule: constant", f"schedule: {schedule}"), ("rewind: 0 ", f"rewind: {rewind} "), CONTINUED
+    )
+    if line is None:
+        assert load_text(text).every_arm == ("ticket", "finetune", "lr-rewind")
+    else:
+        assert mistakes(text) == [f"params.yaml: prune.arms: {line}"]
+
+
+@pytest.mark.parametrize("criterion", ["snip", "synflow"])
+def test_criteria_before_training_rank_the_dense_networks_weights_globally(criterion: str) -> None:
+    level = f"  p40: {{sparsity: 0.4, parent: dense, criterion: {criterion}, scope: global}}\n"
+    assert load_text(default_with((CHAIN, level))).criterion("p40") == criterion
+
+
+@pytest.mark.parametrize(
+    ("more", "line"),
+    [
+        ("", "prune.scope: layer is not how snip ranks (level a); make it global"),
+        (", scope: layer", "levels.a.scope: layer is not how snip ranks (level a); make it global"),
+        (
+            ", scope: global, arms: [ticket, small-dense]",
+            "levels.a.arms: small-dense does not go with snip (level a); use ticket, reinit and random",
+        ),
+    ],
+)
+def test_criteria_before_training_refuse_what_they_cannot_have(more: str, line: str) -> None:
+    level = f"  a: {{sparsity: 0.4, parent: dense, criterion: snip{more}}}\n"
+    assert mistakes(default_with((CHAIN, level))) == [f"params.yaml: {line}"]
+
+
+def test_criteria_before_training_stand_alone_in_the_tree() -> None:
+    levels = """\
+  a: {sparsity: 0.4, parent: dense, criterion: synflow, scope: global}
+  b: {sparsity: 0.5, parent: a, scope: global}
+  c: {sparsity: 0.6, parent: b, criterion: snip, scope: global}
+"""
+    assert mistakes(default_with((CHAIN, levels))) == [
+        "params.yaml: levels.b.parent: a is pruned by synflow and has no children; make it dense",
+        "params.yaml: levels.c.parent: b is trained, yet snip ranks weights before training; make it dense",
+    ]
+
+
+def test_criteria_before_training_prune_iteration_0() -> None:
+    levels = "".join(
+        f"  {name}: {{sparsity: 0.4, parent: dense, criterion: snip, scope: global}}\n" for name in ("a", "b")
+    )
+    assert mistakes(default_with((CHAIN, levels), ("rewind: 0 ", "rewind: 5 "))) == [
+        "params.yaml: prune.rewind: 5 does not go with snip (level a), which prunes iteration 0; make it 0"
+    ]
+
+
+def test_a_mistake_in_the_settings_of_all_levels_is_told_once() -> None:
+    text = default_with(("criterion: magnitude ", "criterion: snip "), ("[ticket, reinit, random]", "[random-inputs]"))
+    one_shot = text.replace(CHAIN, "".join(f"  p{p}: {{sparsity: 0.{p}, parent: dense}}\n" for p in (40, 60)))
+    assert mistakes(one_shot) == [
+        "params.yaml: prune.scope: layer is not how snip ranks (level p40); make it global",
+        "params.yaml: prune.arms: random-inputs does not go with snip (level p40); use ticket, reinit and random",
+    ]
+
+
+def test_children_of_levels_that_are_pruned_globally_are_so_too() -> None:
+    # by layer they would keep weights that their parent pruned
+    text = default_with(("scope: layer ", "scope: global "), ("0.95, parent: p90}", "0.95, parent: p90, scope: layer}"))
+    (line,) = mistakes(text)
+    assert line.startswith("params.yaml: levels.p95.scope: p90 is pruned globally")
+
+
+def test_what_dvc_recorded_need_not_agree() -> None:
+    values = parse(default_with(("rewind: 0 ", "rewind: 10000 ")))
+    assert Params.model_validate(values, context=RECORDED).prune.rewind == 10_000
+    with pytest.raises(ValidationError):
+        Params.model_validate(values)
+
+
 # Files that cannot be read
 
 
@@ -441,7 +648,7 @@ def test_a_file_that_is_not_utf_8_says_in_which_line() -> None:
 @pytest.mark.parametrize(
     ("text", "line"),
     [
-        ("", "the file is empty; write the sections data, network, train, prune, levels, tracking, run"),
+        ("", "the file is empty; write the sections data, network, train, prune, levels, verdict, tracking, run"),
         ("# nothing\n", "the file is empty; write the sections "),
         ("- 1\n", "a list is not a mapping; write the sections data, "),
         ("lottery\n", '"lottery" is not a mapping; write the sections data, '),

@@ -9,8 +9,19 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lottery.experiment import Pruning, prune
+from lottery.images import Images, Scaling, Split
 from lottery.network import Masks, Parameters, initialize
-from lottery.pruning import density, everything, keep_highest, magnitude, prune_globally, prune_layers, weights_kept
+from lottery.pruning import (
+    CRITERIA,
+    Evidence,
+    Scores,
+    density,
+    everything,
+    keep_highest,
+    prune_globally,
+    prune_layers,
+    weights_kept,
+)
 
 LENET = (784, 300, 100, 10)
 
@@ -34,11 +45,24 @@ def _trained(networks: int, sizes: tuple[int, ...], seed: int, values: int | Non
     return parameters
 
 
+NOTHING = Images(torch.zeros(0, 0, dtype=torch.uint8), torch.zeros(0, dtype=torch.int64))
+NO_IMAGES = Split(NOTHING, NOTHING, Scaling(0.0, 1.0))
+
+
+def _prune(trained: Parameters, masks: Masks, path: tuple[float, ...], pruning: Pruning) -> Masks:
+    return prune(Evidence(trained, trained, range(len(trained)), path, NO_IMAGES), masks, pruning)
+
+
+def magnitude(trained: Parameters) -> Scores:
+    evidence = Evidence(trained, trained, range(len(trained)), (), NO_IMAGES)
+    return CRITERIA["magnitude"](evidence, everything(len(trained), trained.sizes))
+
+
 def _chain(trained: Parameters, path: tuple[float, ...], pruning: Pruning) -> list[Masks]:
     """The masks of the dense networks and of each level on the path, always by these trained weights."""
     chain = [everything(len(trained), trained.sizes)]
     for length in range(1, len(path) + 1):
-        chain.append(prune(trained.masked(chain[-1]), chain[-1], path[:length], pruning))
+        chain.append(_prune(trained.masked(chain[-1]), chain[-1], path[:length], pruning))
     return chain
 
 
@@ -120,7 +144,7 @@ def test_a_tickets_mask_is_a_subset_of_its_parents(
     # a level's own trained weights may rank otherwise than its parent's did
     masks = everything(2, sizes)
     for length in range(1, len(path) + 1):
-        child = prune(_trained(2, sizes, seed + length, values=2), masks, path[:length], pruning)
+        child = _prune(_trained(2, sizes, seed + length, values=2), masks, path[:length], pruning)
         assert all(not (after & ~before).any() for before, after in zip(masks, child, strict=True))
         masks = child
 
@@ -131,9 +155,9 @@ def test_a_networks_mask_depends_on_its_own_weights_alone(
     pruning: Pruning, sizes: tuple[int, ...], sparsity: float, seed: int
 ) -> None:
     trained = _trained(4, sizes, seed, values=3)
-    together = prune(trained, everything(4, sizes), (sparsity,), pruning)
+    together = _prune(trained, everything(4, sizes), (sparsity,), pruning)
     for row in range(4):
-        alone = prune(trained.rows([row]), everything(1, sizes), (sparsity,), pruning)
+        alone = _prune(trained.rows([row]), everything(1, sizes), (sparsity,), pruning)
         assert all(torch.equal(a[0], b[row]) for a, b in zip(alone, together, strict=True))
 
 
@@ -166,13 +190,13 @@ def test_with_global_scope_all_layers_together_keep_the_exact_number_of_weights(
 def test_at_0_percent_no_weight_is_pruned_not_even_a_zero(pruning: Pruning) -> None:
     trained = _trained(1, (5, 4, 3), 0, values=1)
     assert any((weight == 0).any() for weight in trained.weights)
-    assert all(mask.all() for mask in prune(trained, everything(1, trained.sizes), (0.0,), pruning))
+    assert all(mask.all() for mask in _prune(trained, everything(1, trained.sizes), (0.0,), pruning))
 
 
 @pytest.mark.parametrize("pruning", [_layer_scope(1.0), GLOBAL])
 def test_almost_everything_can_be_pruned(pruning: Pruning) -> None:
     trained = _trained(1, (5, 4, 3), 0)
-    assert not any(mask.any() for mask in prune(trained, everything(1, trained.sizes), (0.9999,), pruning))
+    assert not any(mask.any() for mask in _prune(trained, everything(1, trained.sizes), (0.9999,), pruning))
 
 
 def test_in_a_chain_of_20_percent_rounds_the_output_layer_is_pruned_by_10_percent_a_round() -> None:
@@ -198,7 +222,7 @@ def test_in_one_shot_the_output_layer_is_pruned_at_its_fraction_of_the_whole_rat
 
 
 def test_a_network_without_hidden_layers_is_pruned_as_an_output_layer() -> None:
-    masks = prune(_trained(1, (10, 10), 0), everything(1, (10, 10)), (0.5,), _layer_scope())
+    masks = _prune(_trained(1, (10, 10), 0), everything(1, (10, 10)), (0.5,), _layer_scope())
     assert weights_kept(masks).tolist() == [[75]]
 
 

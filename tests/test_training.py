@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -47,14 +47,20 @@ def _masks(start: Parameters, seed: int = 0, density: float = 0.5) -> Masks:
 
 def _bits(trained: Trained, rows: Any = slice(None)) -> list[Tensor]:
     """All that training gives of some networks, as integers: a NaN equals itself, and 0.0 is not -0.0."""
-    history = trained.history
     parameters = [trained.final.flat[rows], trained.early_stopping.flat[rows]]
-    histories = [history.train_loss[rows], history.validation_loss[rows], history.validation_accuracy[rows]]
-    return [tensor.contiguous().view(torch.int32) for tensor in parameters + histories]
+    picked = range(len(trained.histories))[rows] if isinstance(rows, slice) else rows
+    histories = [trained.histories[row] for row in picked]
+    values = [(h.train_loss, h.validation_loss, h.validation_accuracy) for h in histories]
+    return [tensor.contiguous().view(torch.int32) for tensor in [*parameters, *chain.from_iterable(values)]]
 
 
 def _same_bits(one: list[Tensor], other: list[Tensor]) -> bool:
     return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+def _curve(trained: Trained, name: str) -> Tensor:
+    """One value of the histories of networks that were evaluated at the same iterations, [R, E]."""
+    return torch.stack([getattr(history, name) for history in trained.histories])
 
 
 @st.composite
@@ -179,7 +185,7 @@ def test_how_often_one_evaluates_changes_no_weight(make_split: MakeSplit) -> Non
     split, start = make_split(50, 10, 12, 4), _start(2, (12, 9, 4))
     often, seldom = (train(start, None, [0, 1], (), split, Recipe(12, 10, 0.01, every)) for every in (1, 4))
     assert torch.equal(often.final.flat, seldom.final.flat)
-    assert torch.equal(often.history.validation_loss[:, [0, 4, 8, 12]], seldom.history.validation_loss)
+    assert torch.equal(_curve(often, "validation_loss")[:, [0, 4, 8, 12]], _curve(seldom, "validation_loss"))
 
 
 def test_training_leaves_what_it_starts_from_as_it_was(make_split: MakeSplit) -> None:
@@ -196,7 +202,7 @@ def test_the_validation_images_decide_when_to_stop_and_nothing_else(make_split: 
     recipe = Recipe(60, 10, 0.01, 1)
     one, another = (train(start, None, [0, 1, 2], (), which, recipe) for which in (split, other))
     assert torch.equal(one.final.flat, another.final.flat)
-    assert torch.equal(one.history.train_loss[:, 1:], another.history.train_loss[:, 1:])
+    assert torch.equal(_curve(one, "train_loss")[:, 1:], _curve(another, "train_loss")[:, 1:])
     assert not torch.equal(one.early_stopping.flat, another.early_stopping.flat)
 
 
@@ -271,9 +277,9 @@ def test_training_is_a_plain_loop_over_batches_with_autograd_and_torch_optim(
                 weight.grad *= mask[row]
             optimizer.step()
             validation_loss = cross_entropy(forward(split.validation.pixels), split.validation.labels)
-            history = trained.history
-            assert float(history.train_loss[row, iteration + 1]) == pytest.approx(loss.item(), rel=1e-3, abs=1e-6)
-            assert float(history.validation_loss[row, iteration + 1]) == pytest.approx(
+            history = trained.histories[row]
+            assert float(history.train_loss[iteration + 1]) == pytest.approx(loss.item(), rel=1e-3, abs=1e-6)
+            assert float(history.validation_loss[iteration + 1]) == pytest.approx(
                 validation_loss.item(), rel=1e-3, abs=1e-6
             )
         ours = torch.cat([piece[row].flatten() for piece in trained.final.weights + trained.final.biases]).double()
@@ -346,12 +352,13 @@ def test_iteration_0_every_so_many_iterations_and_the_last_are_evaluated_once_ea
 
 def test_the_history_holds_the_mean_training_loss_since_the_evaluation_before(make_split: MakeSplit) -> None:
     split, start = make_split(50, 10, 12, 4), _start(2, (12, 9, 4))
-    each = train(start, None, [0, 1], (), split, Recipe(11, 10, 0.01, 1)).history
-    history = train(start, None, [0, 1], (), split, Recipe(11, 10, 0.01, 4)).history
-    assert history.iterations == [0, 4, 8, 11]
-    assert history.train_loss[:, 0].isnan().all()
+    each, trained = (train(start, None, [0, 1], (), split, Recipe(11, 10, 0.01, every)) for every in (1, 4))
+    losses = _curve(trained, "train_loss")
+    assert [history.iterations for history in trained.histories] == [[0, 4, 8, 11]] * 2
+    assert losses[:, 0].isnan().all()
     for column, (first, last) in enumerate([(1, 4), (5, 8), (9, 11)], start=1):
-        torch.testing.assert_close(history.train_loss[:, column], each.train_loss[:, first : last + 1].mean(dim=1))
+        expected = _curve(each, "train_loss")[:, first : last + 1].mean(dim=1)
+        torch.testing.assert_close(losses[:, column], expected)
 
 
 @settings(max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -371,8 +378,8 @@ def test_early_stopping_keeps_the_weights_of_the_lowest_loss_after_iteration_0_t
     trained = train(start, None, range(len(losses)), (), make_split(20, 5, 3, 2), recipe, group=len(losses))
     history = pd.DataFrame(
         {"arm": "dense", "seed": seed, "iteration": iteration, "validation_loss": loss}
-        for seed, row in enumerate(trained.history.validation_loss.tolist())
-        for iteration, loss in zip(trained.history.iterations, row, strict=True)
+        for seed, network in enumerate(trained.histories)
+        for iteration, loss in zip(network.iterations, network.validation_loss.tolist(), strict=True)
     )
     stops = early_stopping(history)
     for row, script in enumerate(losses):

@@ -5,14 +5,16 @@ A level's folder holds no name, time or machine, so the same networks are the sa
 - ``masks.safetensors``: a bit a weight, uint8 [networks, bytes] a layer, packed as numpy.packbits does; its metadata
   say what the folder holds (`Contents`);
 - ``weights.safetensors``: float32, ``initial.*`` (what training started from), ``final.*`` and
-  ``early_stopping.*``;
-- ``history.csv``: arm, seed, iteration, train_loss, validation_loss, validation_accuracy.
+  ``early_stopping.*``; of dense also ``rewind.*``, where tickets are rewound to a later iteration than 0;
+- ``history.csv``: arm, seed, iteration, train_loss, validation_loss, validation_accuracy, a row a network and
+  evaluation; arms that start at different iterations have different numbers of rows;
+- ``twins.safetensors``, where twins are asked for: the ``final.*`` of the second copies, with metadata of their own.
 """
 
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from io import StringIO
 from itertools import pairwise
 from pathlib import Path
@@ -28,6 +30,7 @@ from torch import Tensor
 from lottery import LotteryError
 from lottery.experiment import Level
 from lottery.network import Masks, Parameters
+from lottery.training import Trained
 from lottery.workplace import replacing
 
 
@@ -54,19 +57,29 @@ class Contents:
 def save_level(level: Level, folder: Path) -> None:
     """Write a trained level's folder; the old one stays until the new one is whole."""
     contents = Contents(level.start.sizes, level.path, level.arms, level.seeds)
+    trained = level.trained
     weights = (
         _tensors("initial", level.start)
-        | _tensors("final", level.trained.final)
-        | _tensors("early_stopping", level.trained.early_stopping)
+        | _tensors("final", trained.final)
+        | _tensors("early_stopping", trained.early_stopping)
+        | (_tensors("rewind", trained.rewind) if trained.rewind else {})
     )
     bits = [np.packbits(mask.flatten(1).numpy(), axis=1) for mask in level.masks]
     packed = {f"layer{i}": torch.from_numpy(layer) for i, layer in enumerate(bits)}
     with replacing(folder) as new:
         new.mkdir()
-        # one key: with several, safetensors writes them in another order each time
-        (new / "masks.safetensors").write_bytes(save(packed, {"lottery": json.dumps(asdict(contents))}))
+        (new / "masks.safetensors").write_bytes(save(packed, _metadata(contents)))
         (new / "weights.safetensors").write_bytes(save(weights))
-        _history(level).to_csv(new / "history.csv", index=False, lineterminator="\n")
+        _history(contents, trained).to_csv(new / "history.csv", index=False, lineterminator="\n")
+        if level.twins:
+            arms, final = level.twins
+            metadata = _metadata(replace(contents, arms=arms))
+            (new / "twins.safetensors").write_bytes(save(_tensors("final", final), metadata))
+
+
+def _metadata(contents: Contents) -> dict[str, str]:
+    # one key: with several, safetensors writes them in another order each time
+    return {"lottery": json.dumps(asdict(contents))}
 
 
 def _tensors(name: str, parameters: Parameters) -> dict[str, Tensor]:
@@ -77,27 +90,34 @@ def _tensors(name: str, parameters: Parameters) -> dict[str, Tensor]:
     return tensors
 
 
-def _history(level: Level) -> pd.DataFrame:
-    history = level.trained.history
-    evaluations = len(history.iterations)
-    networks = [(arm, seed) for arm in level.arms for seed in level.seeds]
-    return pd.DataFrame(
-        {
-            "arm": [arm for arm, _ in networks for _ in range(evaluations)],
-            "seed": [seed for _, seed in networks for _ in range(evaluations)],
-            "iteration": history.iterations * len(networks),
-            "train_loss": history.train_loss.flatten(),
-            "validation_loss": history.validation_loss.flatten(),
-            "validation_accuracy": history.validation_accuracy.flatten(),
-        }
+def _history(contents: Contents, trained: Trained) -> pd.DataFrame:
+    networks = zip(contents.networks, trained.histories, strict=True)
+    return pd.concat(
+        [
+            pd.DataFrame(
+                {
+                    "arm": arm,
+                    "seed": seed,
+                    "iteration": history.iterations,
+                    "train_loss": history.train_loss,
+                    "validation_loss": history.validation_loss,
+                    "validation_accuracy": history.validation_accuracy,
+                }
+            )
+            for (arm, seed), history in networks
+        ]
     )
 
 
 def load_contents(folder: Path) -> Contents:
     """What a level's folder holds."""
     with _opened(folder / "masks.safetensors") as file:
-        stored = json.loads(file.metadata()["lottery"])
-        return Contents(**{key: tuple(value) for key, value in stored.items()})
+        return _contents(file)
+
+
+def _contents(file: Any) -> Contents:
+    stored = json.loads(file.metadata()["lottery"])
+    return Contents(**{key: tuple(value) for key, value in stored.items()})
 
 
 def load_masks(folder: Path) -> Masks:
@@ -111,47 +131,56 @@ def load_masks(folder: Path) -> Masks:
         )
 
 
-def load_parameters(folder: Path, name: Literal["initial", "final", "early_stopping"]) -> Parameters:
-    """The ``initial``, ``final`` or ``early_stopping`` parameters of all networks of a level."""
+def load_parameters(folder: Path, name: Literal["initial", "final", "early_stopping", "rewind"]) -> Parameters:
+    """The parameters of all networks of a level: what they started from, ended with, or had at another iteration."""
     contents = load_contents(folder)
-    parameters = Parameters.zeros(len(contents.networks), contents.sizes)
     with _opened(folder / "weights.safetensors") as file:
-        for i, (weight, bias) in enumerate(zip(parameters.weights, parameters.biases, strict=True)):
-            weight.copy_(file.get_tensor(f"{name}.layer{i}.weight"))
-            bias.squeeze(1).copy_(file.get_tensor(f"{name}.layer{i}.bias"))
-    return parameters
+        return _parameters(file, name, contents)
 
 
 def load_twins(folder: Path) -> tuple[tuple[str, ...], Parameters] | None:
-    """The final parameters of the twins of a level's networks, and of which arms; None where it has no twins.
+    """The arms of a level that have twins and the twins' final parameters, all seeds of the first arm first.
 
-    Rows are all seeds of the first of these arms, then of the next.
+    None where the level has no twins.
     """
     path = folder / "twins.safetensors"
     if not path.exists():
         return None
-    contents = load_contents(folder)
     with _opened(path) as file:
-        arms = tuple(json.loads(file.metadata()["arms"]))
-        parameters = Parameters.zeros(len(arms) * len(contents.seeds), contents.sizes)
-        for i, (weight, bias) in enumerate(zip(parameters.weights, parameters.biases, strict=True)):
-            weight.copy_(file.get_tensor(f"final.layer{i}.weight"))
-            bias.squeeze(1).copy_(file.get_tensor(f"final.layer{i}.bias"))
-    return arms, parameters
+        contents = _contents(file)
+        return contents.arms, _parameters(file, "final", contents)
+
+
+def _parameters(file: Any, name: str, contents: Contents) -> Parameters:
+    parameters = Parameters.zeros(len(contents.networks), contents.sizes)
+    for i, (weight, bias) in enumerate(zip(parameters.weights, parameters.biases, strict=True)):
+        weight.copy_(file.get_tensor(f"{name}.layer{i}.weight"))
+        bias.squeeze(1).copy_(file.get_tensor(f"{name}.layer{i}.bias"))
+    return parameters
 
 
 def load_history(folder: Path) -> pd.DataFrame:
     """A level's history, a row for each network and evaluated iteration."""
-    path, networks = folder / "history.csv", load_contents(folder).networks
+    path, contents = folder / "history.csv", load_contents(folder)
     try:
         text = path.read_text()
         history = pd.read_csv(StringIO(text))
-        whole = text.endswith("\n") and len(history) == len(networks) * history["iteration"].nunique()
+        whole = text.endswith("\n") and _is_whole(history, contents)
     except (OSError, ValueError, KeyError) as error:
         raise _damaged(path) from error
     if not whole:
         raise _damaged(path)
     return history
+
+
+def _is_whole(history: pd.DataFrame, contents: Contents) -> bool:
+    """Whether all networks are there, an arm's all evaluated at the same iterations, and every arm to the end."""
+    networks = history.groupby(["arm", "seed"], sort=False)["iteration"]
+    axes = {network: tuple(iterations) for network, iterations in networks}
+    ends = {axis[-1] for axis in axes.values()}
+    first = {arm: axes.get((arm, contents.seeds[0])) for arm in contents.arms}
+    alike = all(axis == first[arm] for (arm, _), axis in axes.items())
+    return list(axes) == contents.networks and alike and len(ends) == 1
 
 
 @contextmanager

@@ -67,10 +67,13 @@ LOOKS = {
     "ticket": Look("#0072B2", "o"),
     "reinit": Look("#D55E00", "s"),
     "random": Look("#009E73", "^"),
+    "random-inputs": Look("#56B4E9", "v"),
+    "small-dense": Look("#999999", "X"),
     "finetune": Look("#CC79A7", "D"),
+    "lr-rewind": Look("#E69F00", "P"),
 }
 PATHS = {"solid": "-", "dashed": "--", "dash-dotted": "-.", "dotted": ":"}  # the lines of a tree, by turns
-MORE_LOOKS = (Look("#E69F00", "v"), Look("#56B4E9", "P"))  # for arms that are not listed above, by turns
+MORE_LOOKS = (Look("#F0E442", "h"),)  # for arms that are not listed above, by turns
 
 
 class Range(NamedTuple):

@@ -113,7 +113,8 @@ def learning_curves(results: Results) -> Figure:
     figure = new_figure(1.2 + 2.6 * rows, "Validation loss while training")
     panels = list(figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flat)
     # before training the loss is so high that the axis would show little else
-    history = results.history[results.history["iteration"] > 0].set_index(["level", "arm"]).sort_index()
+    begun = results.history.groupby(["level", "arm"])["iteration"].transform("min")
+    history = results.history[results.history["iteration"] > begun].set_index(["level", "arm"]).sort_index()
     stops = over_seeds(results.networks, "early_stopping_iteration")
     for axes, level in zip(panels, shown, strict=False):
         for arm, look in reversed(results.looks.items()):

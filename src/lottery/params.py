@@ -23,6 +23,7 @@ from pydantic import (
     Field,
     GetCoreSchemaHandler,
     ValidationError,
+    ValidationInfo,
     ValidatorFunctionWrapHandler,
     model_validator,
 )
@@ -49,6 +50,10 @@ Source = Literal["ticket", "finetune", "lr-rewind"]
 
 BEFORE_TRAINING = ("snip", "synflow")  # criteria that look at untrained weights
 CONTINUED = ("finetune", "lr-rewind")  # arms that start from the parent's trained weights
+
+# The context in which `Params` are validated that DVC recorded: each stage's as they were when it ran, so that together
+# they need not agree.
+RECORDED = "recorded"
 
 
 @dataclass(frozen=True)
@@ -132,9 +137,7 @@ LevelName = Annotated[
 class Section(BaseModel):
     """A part of params.yaml, frozen. Unknown keys are mistakes; nothing is converted, except an int to a float."""
 
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, serialize_by_alias=True, validate_by_name=True
-    )
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, serialize_by_alias=True)
 
 
 class Data(Section):
@@ -350,14 +353,19 @@ class Params(Section):
         return self.levels[level].scope or self.prune.scope
 
     @model_validator(mode="after")
-    def _agree(self) -> Self:
-        _refuse(self._disagreements())
+    def _agree(self, info: ValidationInfo) -> Self:
+        if info.context != RECORDED:
+            told: dict[tuple[str, ...], str] = {}
+            for key, text in self._disagreements():
+                told.setdefault(key, text)  # one mistake in `prune` is one in many levels
+            _refuse(told.items())
         return self
 
     def _disagreements(self) -> Iterator[Mistake]:
         yield from self._disagreements_on_images_and_sizes()
         yield from self._disagreements_on_iterations()
         yield from self._disagreements_on_arms()
+        yield from self._disagreements_on_scopes()
         yield from self._disagreements_before_training()
 
     def _disagreements_on_images_and_sizes(self) -> Iterator[Mistake]:
@@ -379,6 +387,8 @@ class Params(Section):
 
     def _disagreements_on_iterations(self) -> Iterator[Mistake]:
         last = self.iterations
+        if "rewind" not in self.prune.model_fields_set:  # DVC has it in the params of the stage `train`
+            yield ("prune", "rewind"), "missing; give a whole number of 0 or more"
         for section, key, value in (
             ("prune", "rewind", self.prune.rewind),
             ("train", "warm_up", self.train.warm_up),
@@ -389,19 +399,37 @@ class Params(Section):
 
     def _disagreements_on_arms(self) -> Iterator[Mistake]:
         source = self.prune.source
-        told: set[tuple[str, ...]] = set()
         for name in self.order:
             arms = self.arms(name)
             key = ("levels", name, "arms") if self.levels[name].arms else ("prune", "arms")
-            child = next((child for child in self.order if self.levels[child].parent == name), None)
-            if child is not None and source not in arms and key not in told:
-                told.add(key)
-                text = f"{source} is missing, yet {child} prunes the {source} of its parent {name}; add it"
-                yield key, text
-            if self.train.schedule == "constant" and set(CONTINUED) <= set(arms) and key not in told:
-                told.add(key)
-                text = "finetune and lr-rewind are one with a constant learning rate; remove one, or set train.schedule"
-                yield key, text
+            child = self._child(name)
+            if child is not None and source not in arms:
+                yield key, f"{source} is missing, yet {child} prunes the {source} of its parent {name}; add it"
+            if self._is_steady and set(CONTINUED) <= set(arms):
+                what = "with a constant learning rate" if self.train.schedule == "constant" else "once rates are steady"
+                yield key, f"finetune and lr-rewind are one {what}; remove one, or change train.schedule"
+
+    @property
+    def _is_steady(self) -> bool:
+        """Whether the learning rate stays the same from iteration ``prune.rewind`` on."""
+        t = self.train
+        steady_from = {
+            "constant": 0,
+            "warm-up": (t.warm_up or 1) - 1,
+            "step": (t.drops or (0,))[-1],
+            "cosine": self.iterations,
+        }
+        return self.prune.rewind >= steady_from[t.schedule]
+
+    def _child(self, level: str) -> str | None:
+        return next((child for child in self.order if self.levels[child].parent == level), None)
+
+    def _disagreements_on_scopes(self) -> Iterator[Mistake]:
+        for name, level in self.levels.items():
+            if level.parent != "dense" and (self.scope(level.parent), self.scope(name)) == ("global", "layer"):
+                where = ("levels", name, "scope") if level.scope else ("levels", level.parent, "scope")
+                text = f"{level.parent} is pruned globally and may keep less of a layer than {name} is to keep"
+                yield where, f"{text}; give both one scope"
 
     def _disagreements_before_training(self) -> Iterator[Mistake]:
         """What criteria that look at untrained weights ask for."""
@@ -413,7 +441,7 @@ class Params(Section):
             if level.parent != "dense":
                 text = f"{level.parent} is trained, yet {criterion} ranks weights before training; make it dense"
                 yield (*own, "parent"), text
-            child = next((child for child in self.order if self.levels[child].parent == name), None)
+            child = self._child(name)
             if child is not None:
                 yield ("levels", child, "parent"), f"{name} is pruned by {criterion} and has no children; make it dense"
             if self.scope(name) != "global":
@@ -464,11 +492,11 @@ def _line(details: ErrorDetails) -> str:
     if kind == "missing":
         return f"{_path(key)}: missing; {_give(_section(key[:-1]), str(key[-1]))}"
     if kind in ("extra_forbidden", "invalid_key"):
-        known = [field.alias or name for name, field in _section(key[:-1]).model_fields.items()]
+        known = _keys(_section(key[:-1]))
         hint = _did_you_mean(key[-1], known) or f"; the keys here are {', '.join(known)}"
         return f"{_path(key)}: unknown key{hint}"
     if kind == "model_type":
-        keys = ", ".join(_section(key).model_fields)
+        keys = ", ".join(_keys(_section(key)))
         return f"{_path(key)}: {_shown(details['input'])} is not a mapping; the keys here are {keys}"
     return f"{_path(key)}: {details['msg']}"
 
@@ -480,12 +508,17 @@ def _section(key: tuple[int | str, ...]) -> type[Section]:
     return Level if key[0] == "levels" else cast(type[Section], Params.model_fields[str(key[0])].annotation)
 
 
+def _keys(section: type[Section]) -> list[str]:
+    """The keys of a part of params.yaml, as one writes them."""
+    return [field.alias or name for name, field in section.model_fields.items()]
+
+
 def _give(section: type[Section], name: str) -> str:
     """What to write where a key of a section is missing."""
     if name == "levels":
         return f"give {SOME_LEVELS}"
     if section is Params:
-        return f"give it the keys {', '.join(_section((name,)).model_fields)}"
+        return f"give it the keys {', '.join(_keys(_section((name,))))}"
     return f"give {next((part.words for part in section.model_fields[name].metadata if isinstance(part, Is)), A_LIST)}"
 
 

@@ -7,9 +7,9 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, ProcessPoolExecutor, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from multiprocessing.process import BaseProcess
 from typing import Literal
@@ -20,6 +20,7 @@ from torch import Tensor
 from lottery.images import Split
 from lottery.network import CACHE_LINE, Gradients, Masks, Parameters, score, stack
 from lottery.randomness import generator
+from lottery.schedules import Schedule, constant
 
 SPARSE = 0.25  # the density below which the optimizer gathers the kept weights; see `Group`
 GROUP_BYTES = 6 << 20  # what a group's weights, gradients, moments and masks may take; see `group_size`
@@ -27,30 +28,40 @@ GROUP_BYTES = 6 << 20  # what a group's weights, gradients, moments and masks ma
 
 @dataclass(frozen=True)
 class Recipe:
-    """How each network is trained; every network of a pipeline by the same recipe."""
+    """How a network is trained, from iteration ``start`` to iteration ``iterations`` of the dense run's axis."""
 
-    iterations: int
+    iterations: int  # T, at which all networks of a pipeline end
     batch_size: int
     learning_rate: float
     evaluate_every: int  # iterations
     optimizer: Literal["adam", "sgd"] = "adam"
     momentum: float = 0.0
     weight_decay: float = 0.0
+    schedule: Schedule = constant
+    start: int = 0  # the position in the schedule and in the batch order; the optimizer starts fresh all the same
+    rewind: int | None = None  # an iteration after ``start`` whose parameters are left too, for tickets to start from
+    order: str = "batches"  # the purpose that the batch order is drawn for
 
     @property
     def evaluations(self) -> list[int]:
-        """The evaluated iterations: 0, every ``evaluate_every``, and the last."""
-        return [*range(0, self.iterations, self.evaluate_every), self.iterations]
+        """The evaluated iterations: ``start``, the multiples of ``evaluate_every`` after it, and the last."""
+        first = (self.start // self.evaluate_every + 1) * self.evaluate_every
+        return [self.start, *range(first, self.iterations, self.evaluate_every), self.iterations]
+
+    @cached_property
+    def rates(self) -> list[float]:
+        """The learning rate at every position from 0, [T]."""
+        return [self.learning_rate * self.schedule(i, self.iterations) for i in range(self.iterations)]
 
 
 @dataclass(frozen=True)
 class History:
-    """What training saw of R networks at E evaluations."""
+    """What training saw of a network at E evaluations."""
 
-    iterations: list[int]  # [E], 0 first
-    train_loss: Tensor  # float64 [R, E], mean over the iterations since the evaluation before; NaN at iteration 0
-    validation_loss: Tensor  # float64 [R, E]
-    validation_accuracy: Tensor  # float64 [R, E], a fraction
+    iterations: list[int]  # [E], that of the start first
+    train_loss: Tensor  # float64 [E], mean over the iterations since the evaluation before; NaN at the start
+    validation_loss: Tensor  # float64 [E]
+    validation_accuracy: Tensor  # float64 [E], a fraction
 
 
 @dataclass(frozen=True)
@@ -59,7 +70,17 @@ class Trained:
 
     final: Parameters
     early_stopping: Parameters  # at each network's early-stopping iteration
-    history: History
+    histories: tuple[History, ...]  # [R]
+    rewind: Parameters | None = None  # at iteration ``rewind``, of those networks whose recipe has one
+
+    def rows(self, rows: slice) -> "Trained":
+        """Those networks; ``rewind`` is left as it is."""
+        return replace(
+            self,
+            final=self.final.rows(rows),
+            early_stopping=self.early_stopping.rows(rows),
+            histories=self.histories[rows],
+        )
 
 
 class DivergedError(ArithmeticError):
@@ -81,6 +102,7 @@ class Optimizer:
         self.recipe = recipe
         self.parameters = parameters
         self.moments = list(moments)
+        self._rates = recipe.rates
         self._iteration = torch.zeros(())
 
     @staticmethod
@@ -89,35 +111,36 @@ class Optimizer:
         return 2 if recipe.optimizer == "adam" else int(recipe.momentum > 0)
 
     def step(self, gradients: Tensor, iteration: int) -> None:
-        """Update the parameters in place by gradients of the same shape; ``iteration`` is 1 in the first step."""
-        r = self.recipe
+        """Update the parameters in place by gradients of the same shape; the first is iteration ``start`` + 1."""
+        r, rate = self.recipe, self._rates[iteration - 1]
         if r.optimizer == "adam":
             first, second = self.moments
             torch._fused_adam_(
-                [self.parameters], [gradients], [first], [second], [], [self._iteration.fill_(iteration)],
-                amsgrad=False, lr=r.learning_rate, beta1=0.9, beta2=0.999, weight_decay=r.weight_decay, eps=1e-8,
+                [self.parameters], [gradients], [first], [second], [], [self._iteration.fill_(iteration - r.start)],
+                amsgrad=False, lr=rate, beta1=0.9, beta2=0.999, weight_decay=r.weight_decay, eps=1e-8,
                 maximize=False,
             )  # fmt: skip
         else:
             # a buffer of zeros is what torch.optim starts with when dampening is 0
             torch._fused_sgd_(
-                [self.parameters], [gradients], self.moments, lr=r.learning_rate, momentum=r.momentum,
+                [self.parameters], [gradients], self.moments, lr=rate, momentum=r.momentum,
                 weight_decay=r.weight_decay, dampening=0.0, nesterov=False, maximize=False, is_first_step=False,
             )  # fmt: skip
 
 
-def batch_order(seed: int, path: Sequence[float], epoch: int, images: int) -> Tensor:
+def batch_order(seed: int, path: Sequence[float], epoch: int, images: int, order: str = "batches") -> Tensor:
     """The order in which epoch ``epoch`` visits the images: a permutation, int64 [images].
 
-    It depends on the seed and the level's path of sparsities alone, so the arms of a level share it.
+    It depends on the seed and the level's path of sparsities, so the arms of a level share it; ``order`` is the purpose
+    that it is drawn for, by which a twin has another.
     """
-    return torch.randperm(images, generator=generator("batches", seed, path, epoch))
+    return torch.randperm(images, generator=generator(order, seed, path, epoch))
 
 
 class Group:
     """A slice of the stack that trains on one thread.
 
-    The state of its training, whole, is ``parameters``, ``moments``, ``early_stopping``, ``history`` and
+    The state of its training, whole, is ``parameters``, ``moments``, ``early_stopping``, ``rewind``, ``history`` and
     ``evaluated``. It lies in memory that worker processes share, so that each evaluation's worth of training may run
     in another of them.
 
@@ -143,7 +166,7 @@ class Group:
         self.split = split
         self.validation = validation
         self.recipe = recipe
-        keep = None if masks is None else _keep(start, masks)
+        keep = None if masks is None or all(mask.all() for mask in masks) else _keep(start, masks)
         sparse = keep is not None and bool(keep.mean() < SPARSE)
         self.keep = None if sparse else keep
         self.kept = keep.flatten().nonzero().flatten() if keep is not None and sparse else None
@@ -151,6 +174,7 @@ class Group:
         optimized = start.flat if self.kept is None else _whole_vectors(len(self.kept))
         self.moments = [_shared(torch.zeros_like(optimized)) for _ in range(Optimizer.moments_of(recipe))]
         self.early_stopping = Parameters(_shared(start.flat), start.sizes)
+        self.rewind = None if recipe.rewind is None else Parameters(_shared(start.flat), start.sizes)
         # training loss, validation loss and validation accuracy, float64 [3, R, E]
         self.history = _shared(torch.zeros(3, len(start), len(recipe.evaluations), dtype=torch.float64))
         self.evaluated = _shared(torch.zeros(1, dtype=torch.int64))
@@ -176,7 +200,7 @@ class Group:
         )
 
     def advance(self) -> None:
-        """Train to the next evaluated iteration and evaluate there; the first call evaluates iteration 0.
+        """Train to the next evaluated iteration and evaluate there; the first call evaluates the start.
 
         Raises DivergedError.
         """
@@ -199,6 +223,8 @@ class Group:
             backward(log_likelihoods)
             iteration += 1
             update(iteration)
+            if iteration == self.recipe.rewind and self.rewind is not None:
+                self.rewind.flat.copy_(self.parameters.flat)
         return torch.stack([-losses[:, r].double().mean() for r in range(networks)])
 
     def _update(self) -> Callable[[int], None]:
@@ -232,7 +258,7 @@ class Group:
         images, batch = len(self.split.train), self.recipe.batch_size
         epoch, place = divmod(iteration, images // batch)
         if self._epoch is None or self._epoch[0] != epoch:
-            orders = [batch_order(seed, self.path, epoch, images) for seed in self.seeds]
+            orders = [batch_order(seed, self.path, epoch, images, self.recipe.order) for seed in self.seeds]
             whole = images // batch * batch  # an incomplete last batch is dropped
             self._epoch = epoch, torch.stack([order[:whole].view(-1, batch) for order in orders], dim=1).flatten(1)
         return self._epoch[1][place]
@@ -244,7 +270,7 @@ class Group:
             if not math.isfinite(loss):
                 raise DivergedError(self.first + r, iteration)
             earlier = self.history[1, r, 1:evaluation]
-            if iteration and (not len(earlier) or loss < earlier.min()):
+            if evaluation and (not len(earlier) or loss < earlier.min()):
                 self.early_stopping.flat[r] = self.parameters.flat[r]
         self.history[:, :, evaluation] = torch.stack([train_loss, losses, accuracies])
         self.evaluated += 1
@@ -273,7 +299,7 @@ def _keep(parameters: Parameters, masks: Masks) -> Tensor:
 
 
 def group_size(networks: int, parameters: int, threads: int) -> int:
-    """How many networks train together on one thread.
+    """How many networks train together on one thread, at most.
 
     As many as stay in a core's cache, 5 floats a parameter: one LeNet-300-100, but several of a smaller network,
     whose time goes into calls rather than arithmetic. No more than a thread's share.
@@ -287,7 +313,7 @@ def train(
     seeds: Sequence[int],
     path: Sequence[float],
     split: Split,
-    recipe: Recipe,
+    recipe: Recipe | Sequence[Recipe],
     *,
     threads: int = 1,
     group: int | None = None,
@@ -297,6 +323,7 @@ def train(
 
     ``start`` has its pruned weights at 0 and ``masks`` keeps them there (None where nothing is pruned); ``seeds`` has
     a seed a network, and ``path`` is the level's path of sparsities from dense: the two fix the batch orders.
+    ``recipe`` is one for all networks, or one each; only neighbours with the same recipe train in one group.
     ``threads``, ``group`` (networks trained together on a thread) and ``advanced`` (called in this process and thread
     after each evaluation of a group) change nothing in the result, to the bit: every operator runs on one thread and
     every matrix product is one network's.
@@ -304,20 +331,20 @@ def train(
     Raises DivergedError where a validation loss is not finite.
     """
     size = group or group_size(len(start), start.flat.shape[1], threads)
+    recipes = [recipe] * len(start) if isinstance(recipe, Recipe) else recipe
     validation = split.scaling(split.validation.pixels)
     groups = [
         Group(
-            first,
+            rows.start,
             start.rows(rows),
             None if masks is None else tuple(mask[rows] for mask in masks),
             seeds[rows],
             path,
             split,
             validation,
-            recipe,
+            recipes[rows.start],
         )
-        for first in range(0, len(start), size)
-        for rows in [slice(first, first + size)]
+        for rows in _slices(recipes, size)
     ]
     pool = _workers(min(threads, len(groups)), groups)
     try:
@@ -333,13 +360,24 @@ def train(
     finally:
         pool.shutdown(cancel_futures=True)
 
-    train_loss, validation_loss, validation_accuracy = torch.cat([group.history for group in groups], dim=1)
-    train_loss[:, 0] = math.nan  # nothing is trained before iteration 0
+    rewind = [group.rewind for group in groups if group.rewind is not None]
     return Trained(
         final=stack([group.parameters for group in groups]),
         early_stopping=stack([group.early_stopping for group in groups]),
-        history=History(recipe.evaluations, train_loss, validation_loss, validation_accuracy),
+        histories=tuple(
+            History(group.recipe.evaluations, *network) for group in groups for network in group.history.unbind(dim=1)
+        ),
+        rewind=stack(rewind) if rewind else None,
     )
+
+
+def _slices(recipes: Sequence[Recipe], size: int) -> Iterator[slice]:
+    """The rows of each group: at most ``size`` neighbours with the same recipe."""
+    first = 0
+    for row in range(1, len(recipes) + 1):
+        if row == len(recipes) or row - first == size or recipes[row] != recipes[first]:
+            yield slice(first, row)
+            first = row
 
 
 # --- workers ---------------------------------------------------------------------------------------------------------

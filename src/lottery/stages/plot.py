@@ -70,7 +70,8 @@ def load_report(name: str) -> pd.DataFrame:
 def load_connections(folder: Path) -> NDArray[np.float64]:
     """How many first-layer connections each input keeps in a level's tickets, mean over seeds, [in]."""
     arms = load_contents(folder).arms
-    ticket = min(arms, key=lambda arm: (arm != "ticket", arm == "random"))  # `reinit` has the ticket's mask too
+    others = ("random", "random-inputs", "small-dense")  # all arms but these have the ticket's mask
+    ticket = min(arms, key=lambda arm: (arm != "ticket", arm in others))
     rows = load_contents(folder).rows(ticket)
     connections: NDArray[np.float64] = load_masks(folder)[0][rows].sum(dim=2).double().mean(dim=0).numpy()
     return connections

@@ -1,12 +1,15 @@
 """Prune the parent's tickets to one level, rewind, and train the level's arms."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from lottery import experiment, params, tracking
+from lottery.arms import Ticket
 from lottery.artifacts import load_contents, load_masks, load_parameters, save_level
 from lottery.experiment import Pruning
+from lottery.pruning import Evidence
 from lottery.stages import level_name, run
-from lottery.stages.training import trainer
+from lottery.stages.training import load_images, recipe, trainer
 
 
 def main() -> None:
@@ -15,24 +18,26 @@ def main() -> None:
     name = level_name()
     folder, parent = Path("models") / name, Path("models") / p.levels[name].parent
     with tracking.stage(p, name) as tracked:
+        images = load_images(p)
         held = load_contents(parent)
-        tickets = held.rows("ticket" if held.path else "dense")
+        pruned = held.rows(p.prune.source if held.path else "dense")
+        initial, final = (load_parameters(parent, which).rows(pruned) for which in ("initial", "final"))
         path = (*held.path, p.levels[name].sparsity)
         masks = experiment.prune(
-            load_parameters(parent, "final").rows(tickets),
-            tuple(mask[tickets] for mask in load_masks(parent)),
-            path,
+            Evidence(initial, final, p.train.seeds, path, images),
+            tuple(mask[pruned] for mask in load_masks(parent)),
             Pruning(p.criterion(name), p.scope(name), p.prune.output_rate),
         )
-        level = experiment.level(
+        ticket = Ticket(
             masks,
-            load_parameters(Path("models/dense"), "initial"),
-            path,
-            p.arms(name),
+            load_parameters(Path("models/dense"), "rewind" if p.prune.rewind else "initial"),
+            final,
             p.train.seeds,
+            path,
             p.network.initialization,
-            trainer(p, name, tracked.watch),
+            replace(recipe(p), start=p.prune.rewind),
         )
+        level = experiment.level(ticket, p.arms(name), trainer(p, name, images, tracked.watch), p.train.twins)
         save_level(level, folder)
         tracked.log_level(folder)
 

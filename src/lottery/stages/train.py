@@ -1,11 +1,12 @@
 """Train the dense networks, one a seed."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from lottery import experiment, params, tracking
 from lottery.artifacts import save_level
 from lottery.stages import run
-from lottery.stages.training import trainer
+from lottery.stages.training import load_images, recipe, trainer
 
 
 def main() -> None:
@@ -13,7 +14,14 @@ def main() -> None:
     p = params.load()
     folder = Path("models/dense")
     with tracking.stage(p, "dense") as tracked:
-        level = experiment.dense(p.sizes, p.network.initialization, p.train.seeds, trainer(p, "dense", tracked.watch))
+        level = experiment.dense(
+            p.sizes,
+            p.network.initialization,
+            p.train.seeds,
+            replace(recipe(p), rewind=p.prune.rewind or None),
+            trainer(p, "dense", load_images(p), tracked.watch),
+            p.train.twins,
+        )
         save_level(level, folder)
         tracked.log_level(folder)
 

@@ -8,14 +8,21 @@ from tqdm import tqdm
 from lottery import LotteryError
 from lottery.data import load_split
 from lottery.experiment import Train
+from lottery.images import Split
 from lottery.network import Masks, Parameters
 from lottery.params import Params
+from lottery.schedules import Schedule, Step, WarmUp, constant, cosine
 from lottery.stages import threads
 from lottery.training import DivergedError, Group, Recipe, Trained, train
 
 
+def load_images(params: Params) -> Split:
+    """The pipeline's training and validation images."""
+    return load_split(params.data_file, params.validation_images, params.data.scale)
+
+
 def recipe(params: Params) -> Recipe:
-    """The training recipe of every network."""
+    """The dense networks' recipe, which those of the arms derive from."""
     t = params.train
     return Recipe(
         iterations=params.iterations,
@@ -25,35 +32,52 @@ def recipe(params: Params) -> Recipe:
         optimizer=t.optimizer,
         momentum=t.momentum,
         weight_decay=t.weight_decay,
+        schedule=schedule(params),
     )
 
 
-def trainer(params: Params, level: str, watch: Callable[[Group], None]) -> Train:
-    """`training.train` on the pipeline's data, by its recipe, on its threads; ``watch`` is told of every evaluation."""
-    split = load_split(params.data_file, params.validation_images, params.data.scale)
-    how = recipe(params)
+def schedule(params: Params) -> Schedule:
+    """The schedule of the learning rate; `params` has seen to it that each has its own settings."""
+    t = params.train
+    match t.schedule:
+        case "warm-up":
+            return WarmUp(t.warm_up or 1)
+        case "step":
+            return Step(t.drops or ()) if t.drop_factor is None else Step(t.drops or (), t.drop_factor)
+        case "cosine":
+            return cosine
+        case "constant":
+            return constant
 
-    def run(start: Parameters, masks: Masks | None, seeds: Sequence[int], path: Sequence[float]) -> Trained:
-        batches = len(split.train) // how.batch_size
-        epochs = -(-how.iterations // batches)
-        total = len(start) * how.iterations * how.batch_size
-        done = [0] * len(start)
+
+def trainer(params: Params, level: str, images: Split, watch: Callable[[Group], None]) -> Train:
+    """`training.train` on these images and the pipeline's threads; ``watch`` is told of every evaluation."""
+
+    def run(
+        start: Parameters, masks: Masks, seeds: Sequence[int], path: Sequence[float], recipes: Sequence[Recipe]
+    ) -> Trained:
+        batch, last = recipes[0].batch_size, recipes[0].iterations
+        batches = len(images.train) // batch
+        epochs = -(-last // batches)
+        done = [recipe.start for recipe in recipes]
+        total = (len(done) * last - sum(done)) * batch
         # disable=None: quiet where the output is no terminal
         with tqdm(total=total, desc=level, unit=" images", unit_scale=True, disable=None) as bar:
 
             def advanced(group: Group) -> None:
                 watch(group)
                 here = slice(group.first, group.first + len(group.seeds))
-                bar.update((group.iteration - done[here][0]) * len(group.seeds) * how.batch_size)
+                bar.update((group.iteration - done[here][0]) * len(group.seeds) * batch)
                 done[here] = [group.iteration] * len(group.seeds)
                 bar.set_postfix_str(f"epoch {min(min(done) // batches + 1, epochs)}/{epochs}")
 
             try:
-                return train(start, masks, seeds, path, split, how, threads=threads(params), advanced=advanced)
+                return train(start, masks, seeds, path, images, recipes, threads=threads(params), advanced=advanced)
             except DivergedError as error:
                 raise LotteryError(
-                    f"params.yaml: train.learning_rate: training diverged at {how.learning_rate}: the validation loss "
-                    f"of {level}, seed {seeds[error.row]}, is not finite at iteration {error.iteration}; lower it"
+                    f"params.yaml: train.learning_rate: training diverged at {params.train.learning_rate}: the "
+                    f"validation loss of {level}, seed {seeds[error.row]}, is not finite at iteration "
+                    f"{error.iteration}; lower it"
                 ) from error
             except BrokenProcessPool as error:
                 raise LotteryError(

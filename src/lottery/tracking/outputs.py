@@ -12,7 +12,7 @@ import yaml
 from pydantic import ValidationError
 
 from lottery import LotteryError
-from lottery.params import Params
+from lottery.params import RECORDED, Params
 
 REPORTS = (  # what `evaluate` leaves; an older version left less
     "claims.json",
@@ -135,6 +135,8 @@ def _stages(stages: dict[str, Any], current: Params) -> Iterable[Recorded]:
             own = {
                 section: value for section, value in values[stage].items() if section in ("network", "train", "prune")
             }
+            if name == "dense":  # depends on prune.rewind alone
+                own["prune"] = every["prune"] | own.get("prune", {})
             outs = {out["path"]: out["md5"].removesuffix(".dir") for out in stages[stage]["outs"]}
             yield Recorded(name, stage, _params(every | own), outs, data)
 
@@ -153,7 +155,7 @@ def _nested(values: dict[str, Any]) -> dict[str, Any]:
 
 def _params(values: dict[str, Any]) -> Params:
     try:
-        return Params.model_validate(values)
+        return Params.model_validate(values, context=RECORDED)
     except ValidationError as error:
         reason = error.errors()[0]["msg"]
         raise LotteryError(f"dvc.lock: records parameters that this version does not know: {reason}") from error

@@ -89,20 +89,29 @@ def settings(params: Params) -> dict[str, str]:
         "batch_size": train.batch_size,
         "optimizer": train.optimizer,
         "learning_rate": train.learning_rate,
+        "schedule": train.schedule,
+        "warm_up": train.warm_up,
+        "drops": train.drops and ", ".join(map(str, train.drops)),
+        "drop_factor": train.drop_factor,
         "momentum": train.momentum,
         "weight_decay": train.weight_decay,
         "evaluate_every": train.evaluate_every,
         "criterion": prune.criterion,
         "scope": prune.scope,
         "output_rate": prune.output_rate,
+        "rewind": prune.rewind,
+        "from": prune.source,
     }
-    return {key: str(value) for key, value in values.items()}
+    return {key: str(value) for key, value in values.items() if value is not None}
 
 
 def level_settings(params: Params, name: str) -> dict[str, str]:
     """Those and what a level adds."""
     path = params.path(name)
-    return settings(params) | {
+    own = {} if name == "dense" else {"criterion": params.criterion(name), "scope": params.scope(name)}
+    return {
+        **settings(params),
+        **own,
         "level": name,
         "parent": "" if name == "dense" else params.levels[name].parent,
         "path": ", ".join(map(str, path)),
