@@ -388,10 +388,11 @@ _worker = threading.local()
 def _workers(count: int, groups: list[Group]) -> Executor:
     """Workers that `_advance` these groups.
 
-    Forked processes where there are several, because threads wait for each other's hold of the interpreter between
-    some 30 short operators an iteration. Threads where forking is not safe.
+    Forked processes, because threads wait for each other's hold of the interpreter between some 30 short operators an
+    iteration; a process for a single worker too, because a thread that has multiplied matrices takes a lock of MKL's as
+    it ends, and whoever is forked at that moment waits for it for ever. Threads where forking is not safe.
     """
-    if count > 1 and sys.platform == "linux":
+    if sys.platform == "linux":
         return ProcessPoolExecutor(count, multiprocessing.get_context("fork"), _begin, (groups,))
     return ThreadPoolExecutor(count, initializer=_begin, initargs=(groups,))
 
