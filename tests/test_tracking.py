@@ -3,6 +3,7 @@
 import signal
 import socket
 import sqlite3
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing
@@ -117,6 +118,14 @@ def test_the_plot_run_carries_the_figures(finished: Clone) -> None:
     (run,) = runs(client, "attributes.run_name = 'plot'")
     figures = {Path(file.path).name for file in client.list_artifacts(run.info.run_id, "figures")}
     assert figures == {path.name for path in (finished.folder / "reports/figures").iterdir()}
+
+
+def test_a_stage_that_trains_nothing_may_take_its_time(clone: Clone) -> None:
+    slow = (
+        "import time; from lottery import params, tracking; p = params.load()\n"
+        "with tracking.stage(p, 'plot') as run: run._connected.wait(); time.sleep(2)"
+    )
+    assert clone.run(sys.executable, "-c", slow) == ""
 
 
 def test_runs_say_where_they_come_from(finished: Clone) -> None:
