@@ -58,6 +58,10 @@ def test_a_networks_run_has_what_one_filters_by(finished: Clone) -> None:
         "sparsity",
         "density",
         "weights_kept",
+        "effective_density",
+        "connected_inputs",
+        "connected_hidden1",
+        "connected_hidden2",
         "early_stopping_iteration",
         "test_accuracy",
         "train_accuracy",
@@ -110,6 +114,7 @@ def test_the_evaluate_run_draws_accuracy_against_pruning(finished: Clone) -> Non
     assert {file.path for file in client.list_artifacts(run.info.run_id, "reports")} >= {
         "reports/levels.csv",
         "reports/metrics.json",
+        "reports/structure.csv",
     }
 
 
