@@ -16,8 +16,11 @@ FIGURES = {
     "accuracy_vs_pruning.png",
     "combined_metrics.png",
     "early_stopping.png",
+    "kept_weights.png",
     "learning_curves.png",
     "mask_inputs.png",
+    "mask_overlap.png",
+    "mask_structure.png",
     "parameter_reduction.png",
     "results_table.png",
 }

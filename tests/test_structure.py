@@ -187,6 +187,16 @@ def test_bins_reach_sixteen_deviations_of_the_initial_weights_each_way() -> None
     assert limits[[0, 48, 51, 96]].tolist() == [-8.0, 0.0, 0.5, 8.0]
 
 
+def test_bins_do_not_depend_on_the_number_of_threads() -> None:
+    initial = torch.randn(5, 784, 300, generator=torch.Generator().manual_seed(0))
+    before, limits = torch.get_num_threads(), []
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        limits.append(edges(initial).tolist())
+    torch.set_num_threads(before)
+    assert limits[0] == limits[1]
+
+
 def test_a_histogram_counts_kept_weights_alone_and_its_outermost_bins_are_open() -> None:
     weights = torch.tensor([[[-9.0, -0.5, 0.0]], [[0.5, 1.5, 9.0]]])
     mask = torch.tensor([[[True, True, True]], [[False, True, True]]])

@@ -6,7 +6,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from contextlib import closing
+from contextlib import closing, nullcontext
 from pathlib import Path
 
 import pytest
@@ -30,7 +30,7 @@ from stores import (
     sync,
 )
 
-from lottery.tracking.outputs import digest, recorded
+from lottery.tracking.outputs import digest, digest_of_reports, recorded
 
 RUNS = 27  # download, dense, 3 levels, evaluate, plot; 2 + 3 x 6 networks
 
@@ -56,6 +56,21 @@ def test_dvc_lock_says_which_parameters_made_an_output(finished: Clone) -> None:
     for entry in entries:
         assert entry.params.train == params.train
         assert entry.params.levels == params.levels
+
+
+def test_reports_that_an_older_version_did_not_leave_are_no_part_of_its_key(finished: Clone) -> None:
+    from lottery.params import load
+
+    params = load(finished.folder / "params.yaml")
+    lock = yaml.safe_load((finished.folder / "dvc.lock").read_text())
+    outs = lock["stages"]["evaluate"]["outs"]
+    lock["stages"]["evaluate"]["outs"] = [
+        out for out in outs if out["path"] in ("reports/levels.csv", "reports/networks.csv")
+    ]
+    (entry,) = (entry for entry in recorded(yaml.safe_dump(lock), params) if entry.name == "evaluate")
+    assert entry.reports == ["levels.csv", "networks.csv"]
+    output = entry.output(lambda _: nullcontext(finished.folder / "reports"))
+    assert output.digest == digest_of_reports(entry.outs[f"reports/{name}"] for name in entry.reports)
 
 
 # --- the same picture ------------------------------------------------------------------------------------------------

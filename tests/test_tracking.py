@@ -3,6 +3,7 @@
 import signal
 import socket
 import sqlite3
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing
@@ -57,6 +58,10 @@ def test_a_networks_run_has_what_one_filters_by(finished: Clone) -> None:
         "sparsity",
         "density",
         "weights_kept",
+        "effective_density",
+        "connected_inputs",
+        "connected_hidden1",
+        "connected_hidden2",
         "early_stopping_iteration",
         "test_accuracy",
         "train_accuracy",
@@ -109,6 +114,7 @@ def test_the_evaluate_run_draws_accuracy_against_pruning(finished: Clone) -> Non
     assert {file.path for file in client.list_artifacts(run.info.run_id, "reports")} >= {
         "reports/levels.csv",
         "reports/metrics.json",
+        "reports/structure.csv",
     }
 
 
@@ -117,6 +123,14 @@ def test_the_plot_run_carries_the_figures(finished: Clone) -> None:
     (run,) = runs(client, "attributes.run_name = 'plot'")
     figures = {Path(file.path).name for file in client.list_artifacts(run.info.run_id, "figures")}
     assert figures == {path.name for path in (finished.folder / "reports/figures").iterdir()}
+
+
+def test_a_stage_that_trains_nothing_may_take_its_time(clone: Clone) -> None:
+    slow = (
+        "import time; from lottery import params, tracking; p = params.load()\n"
+        "with tracking.stage(p, 'plot') as run: run._connected.wait(); time.sleep(2)"
+    )
+    assert clone.run(sys.executable, "-c", slow) == ""
 
 
 def test_runs_say_where_they_come_from(finished: Clone) -> None:

@@ -1,4 +1,4 @@
-"""Everything that an experiment can vary, at once, with real DVC on digits: it runs, and each part is in the outputs."""
+"""All that an experiment can vary, at once, with real DVC on digits: it runs, and each part is in the outputs."""
 
 import pandas as pd
 import pytest

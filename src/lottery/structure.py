@@ -96,7 +96,8 @@ def chance(size: int, first: int, second: int) -> float:
         40 * math.sqrt(mean * (1 - first / size)) + 100
     )  # deviations, at least; what lies further is lost in a double
     both = np.arange(max(lowest, math.floor(mean - reach)), min(highest, math.ceil(mean + reach)) + 1)
-    return float(hypergeom.pmf(both, size, first, second) @ (both / (first + second - both)))
+    # a dot product's last bits would depend on the number of threads
+    return math.fsum(hypergeom.pmf(both, size, first, second) * both / (first + second - both))
 
 
 def chance_by_group(sizes: NDArray[np.int64], first: NDArray[np.int64], second: NDArray[np.int64]) -> float:
@@ -166,7 +167,8 @@ def _chance_by_input(mask: Tensor) -> float:
 
 def edges(initial: Tensor) -> NDArray[np.float64]:
     """The bins' limits [BINS + 1] for a layer's weights: 16 standard deviations of its ``initial`` weights each way."""
-    return np.linspace(-REACH, REACH, BINS + 1) * float(initial.double().std(correction=0))
+    # numpy's deviation, because the last bits of torch's depend on the number of threads
+    return np.linspace(-REACH, REACH, BINS + 1) * float(initial.double().numpy().std())
 
 
 def histogram(weights: Tensor, mask: Tensor, limits: NDArray[np.float64]) -> NDArray[np.int64]:

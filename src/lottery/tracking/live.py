@@ -158,7 +158,7 @@ class StageRun:
                     job = self._jobs.get(timeout=0.5)
                 except queue.Empty:
                     now = time.monotonic()
-                    if now >= due_means:
+                    if self._trains and now >= due_means:
                         self._log_live(networks=now >= due_networks)
                         due_means = now + MEANS_EVERY
                         due_networks = now + NETWORKS_EVERY if now >= due_networks else due_networks
