@@ -30,7 +30,7 @@ from stores import (
     sync,
 )
 
-from lottery.tracking.outputs import digest, digest_of_reports, recorded
+from lottery.tracking.outputs import digest, digest_of_several, recorded
 
 RUNS = 27  # download, dense, 3 levels, evaluate, plot; 2 + 3 x 6 networks
 
@@ -70,7 +70,7 @@ def test_reports_that_an_older_version_did_not_leave_are_no_part_of_its_key(fini
     (entry,) = (entry for entry in recorded(yaml.safe_dump(lock), params) if entry.name == "evaluate")
     assert entry.reports == ["levels.csv", "networks.csv"]
     output = entry.output(lambda _: nullcontext(finished.folder / "reports"))
-    assert output.digest == digest_of_reports(entry.outs[f"reports/{name}"] for name in entry.reports)
+    assert output.digest == digest_of_several(entry.outs[f"reports/{name}"] for name in entry.reports)
 
 
 # --- the same picture ------------------------------------------------------------------------------------------------
