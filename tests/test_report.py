@@ -12,6 +12,7 @@ from clones import ROOT, Clone
 from test_verdicts import GOOD, networks
 
 from lottery.report import Findings, answer, claimed, percent, shown
+from lottery.stages import plot
 from lottery.verdicts import conditions_table, judge, table
 
 CHROMIUM = shutil.which("chromium")
@@ -55,12 +56,24 @@ def test_the_answer_is_the_sparsest_winning_ticket_with_its_uncertainty() -> Non
 
 def test_a_verdict_that_stands_after_holm_comes_before_a_sparser_one_that_does_not() -> None:
     both = findings({"p50": GOOD, "p75": GOOD})
-    weak = both.verdicts.assign(survives_holm=["true", "false"])
+    weak = both.verdicts.assign(survives_holm=["yes", "no"])
     assert "(p50)" in answer(dataclasses.replace(both, verdicts=weak))[0]
-    none = both.verdicts.assign(survives_holm=["false", "false"])
+    none = both.verdicts.assign(survives_holm=["no", "no"])
     first, second = answer(dataclasses.replace(both, verdicts=none))
     assert "(p75)" in first
     assert "though not after Holm's adjustment over levels" in second
+
+
+def test_a_verdict_stands_in_the_files_as_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    both = findings({"p50": GOOD, "p75": WORSE})
+    monkeypatch.setattr(plot, "REPORTS", tmp_path)
+    both.verdicts.to_csv(tmp_path / "verdicts.csv", index=False)
+    both.conditions.to_csv(tmp_path / "conditions.csv", index=False)
+    read = dataclasses.replace(
+        both, verdicts=plot.load_report("verdicts.csv"), conditions=plot.load_report("conditions.csv")
+    )
+    assert answer(read) == answer(both)
+    assert "though" not in answer(read)[1]
 
 
 def test_without_a_winning_ticket_the_answer_says_so() -> None:

@@ -153,8 +153,8 @@ def test_other_arms_are_compared_but_decide_nothing() -> None:
 def test_the_tables_say_it_in_numbers() -> None:
     judged = judge(networks({"p80": GOOD, "p90": GOOD | {"ticket": (-0.5, 700.0)}}), 0.2, 1.25)
     assert table(judged).to_dict("records") == [
-        {"level": "p80", "verdict": "winning ticket", "survives_holm": "true", "why": ""},
-        {"level": "p90", "verdict": "worse than dense", "survives_holm": "true", "why": ""},
+        {"level": "p80", "verdict": "winning ticket", "survives_holm": "yes", "why": ""},
+        {"level": "p90", "verdict": "worse than dense", "survives_holm": "yes", "why": ""},
     ]
     rows = conditions_table(judged).set_index(["level", "condition"])
     assert rows.loc[("p80", "equal"), "mean"] == pytest.approx(0.3)

@@ -88,7 +88,7 @@ def signed(value: float, is_ratio: bool = False) -> str:
 def answer(findings: Findings) -> list[str]:
     """The answer in two sentences, the first with its uncertainty."""
     won = [each for each in findings.judged if each["verdict"] == WINNING]
-    sure = [each for each in won if each["survives_holm"] == "true"]
+    sure = [each for each in won if each["survives_holm"] == "yes"]
     basis = f"{findings.seeds} seed{'s' * (findings.seeds != 1)}, one split of the images and one test set"
     if not findings.judged:
         return ["This pipeline trained no tickets, so there is no verdict.", f"It has {basis}."]

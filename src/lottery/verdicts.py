@@ -32,6 +32,7 @@ from lottery.statistics import (
 )
 
 CONTROLS = ("reinit", "random")
+YES_NO = {True: "yes", False: "no"}  # words that stay words when pandas reads a table back
 FEWEST_SEEDS = 3
 CONTROL_GAIN = 0.3  # points by which tickets are taken to beat their controls when seeds are planned
 WINNING, WORSE, SLOWER, ORDINARY, UNDECIDED = (
@@ -221,7 +222,7 @@ def table(judged: Sequence[Judged]) -> pd.DataFrame:
         {
             "level": [each.level for each in judged],
             "verdict": [each.verdict for each in judged],
-            "survives_holm": ["" if each.survives is None else str(each.survives).lower() for each in judged],
+            "survives_holm": ["" if each.survives is None else YES_NO[each.survives] for each in judged],
             "why": [explanation(each) for each in judged],
         }
     )
@@ -241,6 +242,6 @@ def conditions_table(judged: Sequence[Judged]) -> pd.DataFrame:
             found = condition.found.exp() if condition.is_ratio else condition.found
             bound = math.exp(condition.bound) if condition.is_ratio else condition.bound
             what = (each.level, name, condition.comparison, "ratio" if condition.is_ratio else "points")
-            limits = (found.mean, found.low, found.high, condition.side, bound, str(condition.holds).lower())
+            limits = (found.mean, found.low, found.high, condition.side, bound, YES_NO[condition.holds])
             rows.append((*what, *limits, condition.p_value, each.adjusted[name], len(condition.found.values)))
     return pd.DataFrame(rows, columns=COLUMNS)
