@@ -58,7 +58,7 @@ class Findings:
                     for condition in COMPARISONS.values()
                 ],
             }
-            for each in self.verdicts.fillna("").to_dict("records")
+            for each in self.verdicts.astype(object).fillna("").to_dict("records")
         ]
 
     @cached_property
