@@ -7,13 +7,14 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -26,6 +27,7 @@ from lottery.artifacts import (
     load_history,
     load_masks,
     load_parameters,
+    load_twins,
     save_level,
 )
 from lottery.experiment import Level
@@ -147,6 +149,42 @@ def test_the_history_comes_back_to_the_bit(workspace: Path, level: Level, data: 
         saved = torch.cat([getattr(network, name) for network in level.trained.histories])
         assert torch.equal(loaded.isnan(), saved.isnan())
         assert torch.equal(loaded.nan_to_num().view(torch.int64), saved.nan_to_num().view(torch.int64))
+
+
+def _with_more(level: Level) -> Level:
+    """The level with twins of its first arm, and weights that tickets are rewound to."""
+    rows = slice(len(level.seeds))
+    twins, rewind = level.trained.early_stopping.rows(rows), level.trained.final.rows(rows)
+    trained = replace(level.trained, rewind=Parameters(2 * rewind.flat, rewind.sizes))
+    return replace(level, twins=(level.arms[:1], twins), trained=trained)
+
+
+def test_twins_and_weights_to_rewind_to_come_back_to_the_bit_where_there_are_any(workspace: Path) -> None:
+    level = _with_more(_level(arms=("dense",)))
+    save_level(level, workspace / "dense")
+    twins = load_twins(workspace / "dense")
+    assert twins
+    assert level.twins
+    assert level.trained.rewind
+    assert twins[0] == ("dense",)
+    assert _bits(twins[1]) == _bits(level.twins[1])
+    assert _bits(load_parameters(workspace / "dense", "rewind")) == _bits(level.trained.rewind)
+
+
+def test_what_no_setting_asks_for_is_not_written(workspace: Path) -> None:
+    save_level(_level(), workspace / "p60")
+    assert load_twins(workspace / "p60") is None
+    assert sorted(_bytes(workspace / "p60")) == sorted(FILES)
+    names = {name.split(".")[0] for name in load_file(workspace / "p60" / "weights.safetensors")}
+    assert names == {"initial", "final", "early_stopping"}
+    _refusal(lambda folder: load_parameters(folder, "rewind"), workspace / "p60", "weights.safetensors")
+
+
+def test_twins_that_are_damaged_are_named(workspace: Path) -> None:
+    for content in (b"", b"<html>404</html>\n"):
+        save_level(_with_more(_level()), workspace / "p60")
+        (workspace / "p60" / "twins.safetensors").write_bytes(content)
+        _refusal(load_twins, workspace / "p60", "twins.safetensors")
 
 
 def test_a_mask_takes_a_bit_a_weight(workspace: Path) -> None:
@@ -297,6 +335,17 @@ def test_a_truncated_history_is_named(workspace: Path, fraction: float) -> None:
     content = (folder / "history.csv").read_bytes()
     (folder / "history.csv").write_bytes(content[: int(fraction * len(content))])
     _refusal(load_history, folder, "history.csv")
+
+
+@several_examples
+@given(levels(), st.data())
+def test_a_history_that_lacks_rows_is_named(workspace: Path, level: Level, data: st.DataObject) -> None:
+    assume(len(level.arms) * len(level.seeds) > 1)
+    save_level(level, workspace / "p60")
+    path = workspace / "p60" / "history.csv"
+    header, *rows = path.read_text().splitlines(keepends=True)
+    path.write_text("".join([header, *rows[: data.draw(st.integers(0, len(rows) - 1))]]))
+    _refusal(load_history, workspace / "p60", "history.csv")
 
 
 @pytest.mark.parametrize("content", [b"", b"\0" * 100, b"<html>404</html>\n", "ärger;überall\n1;2\n".encode("latin-1")])

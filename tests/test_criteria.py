@@ -120,6 +120,27 @@ def test_every_criterion_keeps_exactly_as_many_and_none_that_the_parent_pruned(c
     assert weights_kept(kept).sum(dim=1).tolist() == [round((1 - sparsity) * weights)] * 2
 
 
+@pytest.mark.parametrize("criterion", list(CRITERIA))
+def test_a_networks_scores_are_the_same_bits_alone_and_in_a_stack_and_on_any_number_of_threads(criterion: str) -> None:
+    sizes, seeds = (9, 300, 100, 10), (0, 1, 2)
+    start, trained = (
+        initialize(sizes, "kaiming-uniform", [generator(purpose, seed) for seed in seeds]) for purpose in ("a", "b")
+    )
+    masks = everything(3, sizes)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        together = CRITERIA[criterion](Evidence(start, trained, seeds, (0.5,), SPLIT), masks)
+        assert torch.get_num_threads() == 2
+        torch.set_num_threads(1)
+        for row, seed in enumerate(seeds):
+            evidence = Evidence(start.rows([row]), trained.rows([row]), [seed], (0.5,), SPLIT)
+            alone = CRITERIA[criterion](evidence, everything(1, sizes))
+            assert all(torch.equal(one[0], stack[row]) for one, stack in zip(alone, together, strict=True))
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_synflow_leaves_no_layer_empty_where_one_round_would() -> None:
     """Tanaka et al. (2020), section 3: ranked once, a layer of many small scores is pruned whole."""
     networks = initialize((30, 40, 40, 40, 10), "kaiming-uniform", [generator("test", 0)])

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 from lottery import experiment
+from lottery.arms import ARMS as EVERY_ARM
 from lottery.arms import Ticket
 from lottery.artifacts import load_contents, load_history, load_masks, load_parameters, save_level
 from lottery.experiment import Level, Pruning, Train
@@ -16,6 +18,7 @@ from lottery.images import Images, Split
 from lottery.network import Masks, Parameters, accuracy, initialize
 from lottery.pruning import Evidence, weights_kept
 from lottery.randomness import generator
+from lottery.schedules import Step
 from lottery.statistics import early_stopping
 from lottery.tracking.outputs import digest
 from lottery.training import Recipe, Trained, train
@@ -152,6 +155,68 @@ def test_global_scope_prunes_all_layers_by_one_ranking(pipeline: Pipeline, digit
     masks = _child(dense, dense, 0.5, digits[0], replace(PRUNING, scope="global")).masks
     assert weights_kept(masks).sum(dim=1).tolist() == [2200] * 3
     assert weights_kept(masks)[:, 0].tolist() != [1600] * 3
+
+
+# --- what the experiment can vary ------------------------------------------------------------------------------------
+
+
+def test_twins_start_where_their_networks_do_and_train_on_other_batches(digits: Digits) -> None:
+    arms = ("random", "ticket", "reinit")
+    trainer, split = _trainer(digits[0]), digits[0]
+    recipe = replace(RECIPE, iterations=30)
+    dense, plain = (
+        experiment.dense(SIZES, "glorot-normal", SEEDS, replace(recipe, rewind=7), trainer, twins)
+        for twins in (True, False)
+    )
+    ticket = replace(_child(dense, dense, 0.5, split), recipe=replace(recipe, start=7), rewind=dense.trained.rewind)
+    level = experiment.level(ticket, arms, trainer, twins=True)
+    assert (dense.twins and dense.twins[0], level.twins and level.twins[0]) == (("dense",), ("ticket", "reinit"))
+    for one in (dense, level):
+        assert one.twins
+        for number, arm in enumerate(one.twins[0]):
+            first = one.arms.index(arm) * len(SEEDS)
+            rows = slice(first, first + len(SEEDS))
+            own = replace(recipe, order="twin batches", start=7 if arm == "ticket" else 0)
+            masks = tuple(mask[rows] for mask in one.masks)
+            again = train(one.start.rows(rows), masks, SEEDS, one.path, split, own)
+            twins = one.twins[1].rows(slice(number * len(SEEDS), (number + 1) * len(SEEDS)))
+            assert torch.equal(twins.flat, again.final.flat)
+            assert (twins.flat != one.trained.final.rows(rows).flat).any(dim=1).all()
+            assert torch.equal(twins.masked(masks).flat, twins.flat)
+    # and the networks themselves are as they are without twins
+    assert plain.twins is None
+    assert torch.equal(plain.trained.final.flat, dense.trained.final.flat)
+    assert plain.trained.rewind
+    assert dense.trained.rewind
+    assert torch.equal(plain.trained.rewind.flat, dense.trained.rewind.flat)
+    assert len(level.trained.final) == len(level.trained.histories) == len(arms) * len(SEEDS)
+    assert torch.equal(experiment.level(ticket, arms, trainer).trained.final.flat, level.trained.final.flat)
+
+
+def test_pruned_weights_stay_zero_in_every_arm(pipeline: Pipeline, digits: Digits) -> None:
+    ticket = _child(pipeline.p50, pipeline.dense, 0.9, digits[0])
+    ticket = replace(ticket, recipe=replace(RECIPE, iterations=20, schedule=Step((15,)), start=10))
+    level = experiment.level(ticket, tuple(EVERY_ARM), _trainer(digits[0]))
+    for networks in (level.start, level.trained.final, level.trained.early_stopping):
+        assert torch.equal(networks.masked(level.masks).flat, networks.flat)
+    moved = (level.trained.final.flat - level.start.flat).abs().amax(dim=1).view(len(EVERY_ARM), -1)
+    by_arm = dict(zip(EVERY_ARM, moved, strict=True))
+    assert (by_arm["finetune"] < by_arm["lr-rewind"] / 2).all()  # a tenth of the rate, as after the drop
+
+
+def test_small_dense_trains_as_a_network_of_its_own_size(pipeline: Pipeline, digits: Digits) -> None:
+    ticket = _child(pipeline.dense, pipeline.dense, 0.8, digits[0])
+    ticket = replace(ticket, recipe=replace(RECIPE, iterations=30))
+    level = experiment.level(ticket, ("small-dense",), _trainer(digits[0]))
+    units, more = (int(mask[0].any(dim=0).sum()) for mask in level.masks[:2])
+    sizes = (64, units, more, 10)
+    small = initialize(sizes, "glorot-normal", [generator("small-dense", seed, (0.8,)) for seed in SEEDS])
+    alone = train(small, None, SEEDS, (0.8,), digits[0], ticket.recipe).final
+    for layer, (n, m) in enumerate(pairwise(sizes)):
+        torch.testing.assert_close(
+            level.trained.final.weights[layer][:, :n, :m], alone.weights[layer], rtol=1e-3, atol=1e-4
+        )
+        assert (level.trained.final.biases[layer][:, :, m:] == 0).all()
 
 
 # --- files and determinism -------------------------------------------------------------------------------------------

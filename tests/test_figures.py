@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import matplotlib
 import numpy as np
@@ -23,6 +24,7 @@ from lottery.experiment import Level
 from lottery.figures import FIGURES, save_figures
 from lottery.mask_figures import save_mask_picture
 from lottery.network import Parameters
+from lottery.params import Arm
 from lottery.stages import plot
 from lottery.statistics import early_stopping, summarize
 from lottery.training import History, Trained
@@ -182,6 +184,12 @@ def test_every_pipeline_draws_without_a_warning(
 def test_every_figure_that_compares_arms_names_them_all(name: str) -> None:
     arms = (*ARMS, "finetune")
     assert {"dense", *arms} <= texts(FIGURES[name](results(CHAIN, arms)))
+
+
+def test_every_arm_has_a_look_of_its_own() -> None:
+    arms = ("dense", *get_args(Arm))
+    assert set(arms) <= set(LOOKS)
+    assert len({LOOKS[arm].color for arm in arms}) == len(arms)
 
 
 def test_an_arm_looks_the_same_whatever_stands_beside_it() -> None:

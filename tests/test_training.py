@@ -25,6 +25,7 @@ from torch.nn.functional import cross_entropy
 from lottery import training
 from lottery.images import Images, Scaling, Split
 from lottery.network import Masks, Parameters, initialize, stack
+from lottery.schedules import Step, WarmUp, constant, cosine
 from lottery.statistics import early_stopping
 from lottery.training import SPARSE, DivergedError, Group, Optimizer, Recipe, Trained, batch_order, group_size, train
 
@@ -63,18 +64,29 @@ def _curve(trained: Trained, name: str) -> Tensor:
     return torch.stack([getattr(history, name) for history in trained.histories])
 
 
+def _advanced(start: Parameters, seeds: Sequence[int], path: Sequence[float], split: Split, recipe: Recipe) -> Group:
+    """A group that has trained to its end in this process, where a test sees what it does."""
+    group = Group(0, start, None, seeds, path, split, split.scaling(split.validation.pixels), recipe)
+    while not group.finished:
+        group.advance()
+    return group
+
+
 @st.composite
 def recipes(draw: st.DrawFn, iterations: int = 9, decay: bool = True) -> Recipe:
     """Recipes of a few iterations, under Adam and under SGD."""
     adam = draw(st.booleans())
+    last = draw(st.integers(1, iterations))
     return Recipe(
-        iterations=draw(st.integers(1, iterations)),
+        iterations=last,
         batch_size=draw(st.integers(1, 20)),
         learning_rate=draw(st.sampled_from([0.001, 0.01, 0.03])),
         evaluate_every=draw(st.integers(1, 4)),
         optimizer="adam" if adam else "sgd",
         momentum=0.0 if adam else draw(st.sampled_from([0.0, 0.9])),
         weight_decay=draw(st.sampled_from([0.0, 0.01])) if decay else 0.0,
+        schedule=draw(st.sampled_from([constant, cosine, WarmUp(3), Step((2, 5))])),
+        start=draw(st.integers(0, last - 1)),
     )
 
 
@@ -224,11 +236,12 @@ def test_steps_of_the_optimizer_are_those_of_torch_optim(recipe: Recipe, size: i
     fused, plain = (ours.clone().requires_grad_() for _ in range(2))
     optimizer = Optimizer(recipe, ours, [torch.zeros_like(ours) for _ in range(Optimizer.moments_of(recipe))])
     theirs = [_torchs(recipe, [fused], fused=True), _torchs(recipe, [plain], fused=False)]
-    for iteration in range(1, recipe.iterations + 1):
+    for position in range(recipe.start, recipe.iterations):
         gradients = torch.randn(ours.shape, generator=draws)
-        optimizer.step(gradients.clone(), iteration)
+        optimizer.step(gradients.clone(), position + 1)
         for parameters, reference in zip((fused, plain), theirs, strict=True):
             parameters.grad = gradients.clone()
+            reference.param_groups[0]["lr"] = recipe.rates[position]
             reference.step()
         assert torch.equal(ours, fused)
         torch.testing.assert_close(ours, plain.detach(), rtol=1e-5, atol=1e-6)
@@ -267,7 +280,7 @@ def test_training_is_a_plain_loop_over_batches_with_autograd_and_torch_optim(
             return values
 
         optimizer = _torchs(recipe, pieces, fused=False)
-        for iteration in range(recipe.iterations):
+        for column, iteration in enumerate(range(recipe.start, recipe.iterations), start=1):
             epoch, place = divmod(iteration, 2)
             images = batch_order(seed, path, epoch, len(split.train))[place * recipe.batch_size :][: recipe.batch_size]
             optimizer.zero_grad()
@@ -275,13 +288,13 @@ def test_training_is_a_plain_loop_over_batches_with_autograd_and_torch_optim(
             loss.backward()
             for weight, mask in zip(weights, masks, strict=True):
                 weight.grad *= mask[row]
+            optimizer.param_groups[0]["lr"] = recipe.rates[iteration]
             optimizer.step()
             validation_loss = cross_entropy(forward(split.validation.pixels), split.validation.labels)
             history = trained.histories[row]
-            assert float(history.train_loss[iteration + 1]) == pytest.approx(loss.item(), rel=1e-3, abs=1e-6)
-            assert float(history.validation_loss[iteration + 1]) == pytest.approx(
-                validation_loss.item(), rel=1e-3, abs=1e-6
-            )
+            assert history.iterations[column] == iteration + 1
+            assert float(history.train_loss[column]) == pytest.approx(loss.item(), rel=1e-3, abs=1e-6)
+            assert float(history.validation_loss[column]) == pytest.approx(validation_loss.item(), rel=1e-3, abs=1e-6)
         ours = torch.cat([piece[row].flatten() for piece in trained.final.weights + trained.final.biases]).double()
         theirs = torch.cat([piece.detach().flatten() for piece in pieces])
         began = torch.cat([piece[row].flatten() for piece in start.weights + start.biases]).double()
@@ -350,6 +363,15 @@ def test_iteration_0_every_so_many_iterations_and_the_last_are_evaluated_once_ea
     assert set(evaluations) == {i for i in range(iterations + 1) if i % every == 0 or i == iterations}
 
 
+@given(st.integers(0, 299), st.integers(1, 100), st.integers(1, 400))
+def test_a_rewound_network_is_evaluated_at_its_start_and_then_where_the_dense_one_is(
+    start: int, more: int, every: int
+) -> None:
+    recipe = Recipe(start + more, 60, 0.1, every, start=start)
+    dense = replace(recipe, start=0).evaluations
+    assert recipe.evaluations == [start, *(i for i in dense if i > start)]
+
+
 def test_the_history_holds_the_mean_training_loss_since_the_evaluation_before(make_split: MakeSplit) -> None:
     split, start = make_split(50, 10, 12, 4), _start(2, (12, 9, 4))
     each, trained = (train(start, None, [0, 1], (), split, Recipe(11, 10, 0.01, every)) for every in (1, 4))
@@ -373,22 +395,22 @@ def test_early_stopping_keeps_the_weights_of_the_lowest_loss_after_iteration_0_t
         return scripted[:, len(snapshots) - 1], torch.zeros(len(parameters), dtype=torch.float64)
 
     monkeypatch.setattr(training, "score", score)
-    recipe = Recipe(11, 5, 0.01, 2)
+    recipe = Recipe(14, 5, 0.01, 2, start=3)
     start = _start(len(losses), (3, 2))
-    trained = train(start, None, range(len(losses)), (), make_split(20, 5, 3, 2), recipe, group=len(losses))
+    group = _advanced(start, range(len(losses)), (), make_split(20, 5, 3, 2), recipe)
     history = pd.DataFrame(
         {"arm": "dense", "seed": seed, "iteration": iteration, "validation_loss": loss}
-        for seed, network in enumerate(trained.histories)
-        for iteration, loss in zip(network.iterations, network.validation_loss.tolist(), strict=True)
+        for seed, network in enumerate(group.history[1].tolist())
+        for iteration, loss in zip(recipe.evaluations, network, strict=True)
     )
     stops = early_stopping(history)
     for row, script in enumerate(losses):
         candidates = script[1:]
         lowest = 1 + candidates.index(min(candidates))
-        assert torch.equal(trained.early_stopping.flat[row], snapshots[lowest][row])
+        assert torch.equal(group.early_stopping.flat[row], snapshots[lowest][row])
         assert stops["early_stopping_iteration"][row] == recipe.evaluations[lowest]
         assert stops["censored"][row] == (lowest == 6)
-    assert torch.equal(trained.final.flat, snapshots[-1])
+    assert torch.equal(group.parameters.flat, snapshots[-1])
 
 
 # --- batches ---------------------------------------------------------------------------------------------------------
@@ -417,7 +439,7 @@ def _visited(images: int, batch: int, iterations: int, its_seeds: Sequence[int],
     split = _numbered(images)
     networks = len(its_seeds)
     start = _start(networks, (3, 2))
-    train(start, None, its_seeds, path, split, Recipe(iterations, batch, 0.001, 3), group=networks)
+    _advanced(start, its_seeds, path, split, Recipe(iterations, batch, 0.001, 3))
     assert isinstance(split.scaling, Recorder)
     return torch.stack(split.scaling.batches)
 
@@ -467,6 +489,80 @@ def test_no_network_is_trained_on_the_batches_that_chose_its_mask() -> None:
     visited = [_visited(images=50, batch=7, iterations=20, its_seeds=[3], path=path) for path in levels]
     for i, one in enumerate(visited):
         assert not any(torch.equal(one, other) for other in visited[i + 1 :])
+
+
+# --- recipes of their own --------------------------------------------------------------------------------------------
+
+
+def test_what_is_left_of_iteration_k_is_what_training_for_k_iterations_gives(make_split: MakeSplit) -> None:
+    split, start = make_split(50, 10, 12, 4), _start(2, (12, 9, 4))
+    recipe = Recipe(20, 10, 0.01, 6, schedule=Step((15,)))
+    trained = train(start, None, [0, 1], (), split, replace(recipe, rewind=7))
+    assert trained.rewind
+    for k in (6, 7):  # an evaluated iteration, and one that is not
+        left = train(start, None, [0, 1], (), split, replace(recipe, rewind=k)).rewind
+        shorter = train(start, None, [0, 1], (), split, replace(recipe, iterations=k))
+        assert left
+        assert torch.equal(left.flat, shorter.final.flat)
+    assert train(start, None, [0, 1], (), split, recipe).rewind is None
+    assert _same_bits(_bits(trained), _bits(train(start, None, [0, 1], (), split, recipe)))
+
+
+def test_sgd_without_momentum_from_iteration_k_ends_where_the_dense_run_does(make_split: MakeSplit) -> None:
+    # its optimizer remembers nothing, so that rates and batches are those of positions k to T to the bit
+    split, start = make_split(50, 10, 12, 4), _start(2, (12, 9, 4))
+    recipe = Recipe(23, 10, 0.05, 6, "sgd", schedule=cosine, rewind=7)
+    dense = train(start, None, [0, 1], (), split, recipe)
+    assert dense.rewind
+    everything = tuple(torch.ones_like(weight, dtype=torch.bool) for weight in start.weights)
+    rewound = train(dense.rewind, everything, [0, 1], (), split, replace(recipe, start=7, rewind=None))
+    assert torch.equal(rewound.final.flat, dense.final.flat)
+    assert [history.iterations for history in rewound.histories] == [[7, 12, 18, 23]] * 2
+    assert torch.equal(_curve(rewound, "validation_loss")[:, 1:], _curve(dense, "validation_loss")[:, 2:])
+    assert torch.equal(_curve(rewound, "train_loss")[:, 2:], _curve(dense, "train_loss")[:, 3:])
+    assert _curve(rewound, "train_loss")[:, 0].isnan().all()
+
+
+def test_adam_starts_afresh_at_iteration_k(make_split: MakeSplit) -> None:
+    # the first step of a fresh Adam is the learning rate, whatever the gradient
+    split, start = make_split(50, 10, 12, 4), _start(1, (12, 4))
+    recipe = Recipe(8, 10, 0.01, 8, schedule=Step((7,)), start=7)
+    moved = (train(start, None, [0], (), split, recipe).final.biases[0] - start.biases[0]).abs()
+    assert moved.flatten().tolist() == pytest.approx([0.001] * 4, rel=1e-3)
+
+
+@settings(max_examples=20)
+@given(st.lists(recipes(), min_size=4, max_size=4), st.integers(1, 4), st.integers(1, 2), st.data())
+def test_networks_with_recipes_of_their_own_train_as_they_do_alone(
+    make_split: MakeSplit, several: list[Recipe], group: int, threads: int, data: st.DataObject
+) -> None:
+    several = [replace(recipe, batch_size=10, optimizer="adam", momentum=0.0) for recipe in several]
+    own = [several[data.draw(st.integers(0, 3))] for _ in range(5)]
+    split, start = make_split(50, 10, 12, 4), _start(5, (12, 9, 4))
+    told: list[slice] = []
+
+    def advanced(group: Group) -> None:
+        told.append(slice(group.first, group.first + len(group.seeds)))
+
+    together = train(start, None, range(5), (), split, own, group=group, threads=threads, advanced=advanced)
+    assert all(set(own[rows]) == {own[rows.start]} for rows in told)
+    for row, recipe in enumerate(own):
+        alone = train(start.rows([row]), None, [row], (), split, recipe)
+        assert _same_bits(_bits(together, slice(row, row + 1)), _bits(alone))
+        assert together.histories[row].iterations == recipe.evaluations
+
+
+def test_another_batch_order_is_all_that_a_twin_has_of_its_own(make_split: MakeSplit) -> None:
+    split, start = make_split(50, 50, 12, 4), _start(1, (12, 9, 4))
+    recipe = Recipe(1, 50, 0.01, 1, "sgd")
+    one, twin = (train(start, None, [0], (), split, [replace(recipe, order=order)]) for order in ("batches", "twins"))
+    # an epoch in one batch: the same images, added up in another order
+    torch.testing.assert_close(one.final.flat, twin.final.flat)
+    orders = [batch_order(0, (), 0, 50, order) for order in ("batches", "twins")]
+    assert not torch.equal(*orders)
+    few = replace(recipe, batch_size=5)
+    one, twin = (train(start, None, [0], (), split, [replace(few, order=order)]) for order in ("batches", "twins"))
+    assert not torch.allclose(one.final.flat, twin.final.flat)
 
 
 # --- groups ----------------------------------------------------------------------------------------------------------

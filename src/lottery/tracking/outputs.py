@@ -135,8 +135,8 @@ def _stages(stages: dict[str, Any], current: Params) -> Iterable[Recorded]:
             own = {
                 section: value for section, value in values[stage].items() if section in ("network", "train", "prune")
             }
-            if name == "dense":  # depends on prune.rewind alone
-                own["prune"] = every["prune"] | own.get("prune", {})
+            if name == "dense":  # of `prune` it depends on `rewind` alone; an older version had none, which was 0
+                own["prune"] = every["prune"] | own.get("prune", {"rewind": 0})
             outs = {out["path"]: out["md5"].removesuffix(".dir") for out in stages[stage]["outs"]}
             yield Recorded(name, stage, _params(every | own), outs, data)
 

@@ -1,0 +1,76 @@
+"""The settings that runs are filtered by, from params.yaml and from dvc.lock."""
+
+from typing import Any
+
+import yaml
+from clones import SMALL
+
+from lottery.params import Params
+from lottery.tracking.outputs import recorded
+from lottery.tracking.runs import level_settings, network_settings
+
+OWN = {"criterion": "movement", "scope": "global"}
+
+
+def _params(train: dict[str, Any] | None = None, prune: dict[str, Any] | None = None, **levels: Any) -> Params:
+    sections: dict[str, Any] = {
+        "train": SMALL["train"] | (train or {}),
+        "prune": SMALL["prune"] | (prune or {}),
+        "levels": SMALL["levels"] | levels,
+    }
+    return Params.model_validate(SMALL | sections)
+
+
+def test_a_level_and_its_networks_have_the_criterion_and_scope_by_which_it_was_pruned() -> None:
+    params = _params(own={"sparsity": 0.9, "parent": "dense"} | OWN)
+    for shown in (level_settings(params, "own"), network_settings(params, "own", "ticket", 0)):
+        assert {key: shown[key] for key in OWN} == OWN
+    assert level_settings(params, "p50")["criterion"] == "magnitude"
+
+
+def test_every_run_says_how_far_it_rewinds_what_children_prune_and_which_schedule_it_has() -> None:
+    shown = level_settings(_params(), "p50")
+    assert (shown["schedule"], shown["rewind"], shown["from"]) == ("constant", "0", "ticket")
+    assert not {"warm_up", "drops", "drop_factor"} & set(shown)
+    shown = level_settings(_params(train={"schedule": "step", "drops": [10, 20], "drop_factor": 0.2}), "dense")
+    assert (shown["drops"], shown["drop_factor"]) == ("10, 20", "0.2")
+    shown = level_settings(_params(train={"schedule": "warm-up", "warm_up": 7}), "dense")
+    assert shown["warm_up"] == "7"
+
+
+def _lock(rewind: int | None, levels: dict[str, Any], prune: dict[str, Any]) -> str:
+    """A dvc.lock whose stage `train` ran with this rewind, or before there was one, and its levels with ``prune``."""
+    shared = {"data.name": "digits", "data.scale": "standard", "data.validation": 143}
+    shared |= {"network": SMALL["network"], "train": SMALL["train"]}
+
+    def entry(params: dict[str, Any]) -> dict[str, Any]:
+        deps = [{"path": "data/digits.safetensors", "md5": "d" * 32}]
+        return {"params": {"params.yaml": params}, "deps": deps, "outs": [{"path": "models/x", "md5": "m" * 32}]}
+
+    stages = {"train": entry(shared | ({} if rewind is None else {"prune.rewind": rewind}))}
+    for name, level in levels.items():
+        stages[f"prune@{name}"] = entry(shared | {f"levels.{name}": level, "prune": prune})
+    return yaml.safe_dump({"schema": "2.0", "stages": stages})
+
+
+def test_dense_is_recorded_with_the_iteration_that_it_kept_and_the_levels_with_theirs() -> None:
+    lock = _lock(5, {"p50": SMALL["levels"]["p50"]}, SMALL["prune"] | {"rewind": 3})
+    dense, p50 = recorded(lock, _params())
+    assert (dense.params.prune.rewind, p50.params.prune.rewind) == (5, 3)
+    assert dense.params.prune.arms == p50.params.prune.arms == ("ticket", "reinit", "random")
+    (alone,) = recorded(_lock(5, {}, {}), _params(prune={"output_rate": 1.0}))
+    assert (alone.params.prune.rewind, alone.params.prune.output_rate) == (5, 1.0)
+
+
+def test_what_an_older_version_recorded_was_not_rewound() -> None:
+    prune = {key: value for key, value in SMALL["prune"].items() if key != "rewind"}
+    dense, p50 = recorded(_lock(None, {"p50": SMALL["levels"]["p50"]}, prune), _params(prune={"rewind": 9}))
+    assert (dense.params.prune.rewind, p50.params.prune.rewind) == (0, 0)
+    (alone,) = recorded(_lock(None, {}, {}), _params(prune={"rewind": 9}))
+    assert alone.params.prune.rewind == 0
+
+
+def test_stages_that_ran_with_other_settings_than_their_neighbours_are_read_all_the_same() -> None:
+    at_start = {"sparsity": 0.8, "parent": "dense", "criterion": "snip", "scope": "global"}
+    dense, snip = recorded(_lock(5, {"snip": at_start}, SMALL["prune"]), _params())
+    assert (dense.params.prune.rewind, snip.params.criterion("snip")) == (5, "snip")
