@@ -29,8 +29,8 @@ def _save(folder: Path, path: tuple[float, ...], arms: tuple[str, ...]) -> Level
     networks = len(arms) * len(SEEDS)
     start, end = _noise(networks, 1), _noise(networks, 2)
     masks = tuple(weight > 0 if path else weight.bool() for weight in start.weights)
-    history = History([0], *(torch.zeros(networks, 1).double() for _ in range(3)))
-    level = Level(path, arms, SEEDS, start.masked(masks), masks, Trained(end.masked(masks), end, history))
+    histories = (History([0], *(torch.zeros(1).double() for _ in range(3))),) * networks
+    level = Level(path, arms, SEEDS, start.masked(masks), masks, Trained(end.masked(masks), end, histories))
     save_level(level, folder)
     return level
 
