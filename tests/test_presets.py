@@ -60,7 +60,7 @@ def test_the_papers_presets_are_the_papers(name: str, rounds: int, iterations: i
 
 def test_a_preset_is_written_and_checked(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["preset", "quick"]) == 0
-    assert "21 networks" in capsys.readouterr().out
+    assert "12 networks" in capsys.readouterr().out
     assert (repository / "params.yaml").read_text() == (ROOT / "presets/quick.yaml").read_text()
 
 
