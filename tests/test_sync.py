@@ -193,9 +193,9 @@ def test_a_commit_that_cannot_be_synced_costs_only_its_own_runs(clone: Clone) ->
     assert f"{first[:7]}: runs: 3 made" in told  # download shows none of its files, and git has the reports
     gone = f"{first[:7]}: prune@p75: its files are in no DVC cache or remote within reach: "
     assert sum(line.startswith(gone) for line in told) == 1
-    assert f"{other[:7]}: dvc.lock: not as DVC writes it; `git checkout dvc.lock` brings it back" in told
+    assert f"{other[:7]}: dvc.lock: not as DVC writes it; `dvc repro` or `git checkout dvc.lock` mends it" in told
     done = clone.run("lottery", "sync", "--rev", other, check=False)
-    assert done == f"--rev {other}: dvc.lock: not as DVC writes it; `git checkout dvc.lock` brings it back\n"
+    assert done == f"--rev {other}: dvc.lock: not as DVC writes it; `dvc repro` or `git checkout dvc.lock` mends it\n"
 
 
 @pytest.mark.slow
