@@ -3,7 +3,6 @@
 import json
 import math
 import shutil
-import subprocess
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,6 +18,7 @@ from torch import Tensor
 from lottery.artifacts import load_contents, load_history, load_masks
 from lottery.connectivity import BARRIERS
 from lottery.params import Params
+from lottery.provenance import git
 from lottery.pruning import density, weights_kept
 from lottery.statistics import ACCURACIES, early_stopping
 from lottery.structure import of_networks
@@ -63,14 +63,6 @@ def origin_of_workspace(environment: Mapping[str, str]) -> Origin:
         experiment=environment.get("DVC_EXP_NAME", ""),
         baseline=environment.get("DVC_EXP_BASELINE_REV", ""),
     )
-
-
-def git(*arguments: str) -> str:
-    """What git prints; nothing where it fails."""
-    try:
-        return subprocess.run(["git", *arguments], capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return ""
 
 
 # --- contents --------------------------------------------------------------------------------------------------------

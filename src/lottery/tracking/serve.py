@@ -5,6 +5,8 @@ import os
 import sys
 from collections.abc import Sequence
 
+from sqlalchemy import create_engine
+
 from lottery import LotteryError, params
 from lottery.tracking.address import shown_uri, tracking_uri, without_password
 from lottery.tracking.store import Store, milliseconds
@@ -15,6 +17,8 @@ VIEW = "networks"  # what the address calls the view that `serve_ui` saves
 def connect(experiment: str) -> Store:
     """The store, with every fault of its as a LotteryError: one line, without the address's password."""
     try:
+        if tracking_uri().startswith("postgresql"):
+            create_engine(tracking_uri()).connect().close()  # a dead one says so at once; MLflow tries for two minutes
         return Store(experiment)
     except Exception as error:
         raise LotteryError(without_password(f"MLflow at {shown_uri()} failed: {first_line(error)}")) from error

@@ -13,10 +13,11 @@ from mlflow.entities import Run
 
 from lottery import LotteryError
 from lottery.params import Params
+from lottery.provenance import git
 from lottery.tracking.address import shown_uri, without_password
 from lottery.tracking.attempts import Mark, left
 from lottery.tracking.outputs import SEVERAL, MissingError, Output, Recorded, digest, recorded
-from lottery.tracking.runs import PARENT, Attempt, Origin, Recorder, git, origin_of_workspace
+from lottery.tracking.runs import PARENT, Attempt, Origin, Recorder, origin_of_workspace
 from lottery.tracking.serve import connect, first_line
 from lottery.tracking.store import ATTEMPT, KEY, Store, is_complete
 from lottery.workplace import root, scratch
