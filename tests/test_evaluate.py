@@ -5,12 +5,16 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from clones import ROOT
+from test_claims import networks
 
 from lottery import connectivity, structure
 from lottery.artifacts import load_twins, save_level
+from lottery.claims import ONE_SHOT, Finding
 from lottery.connectivity import barrier
 from lottery.experiment import Level
 from lottery.network import Parameters, stack
+from lottery.params import Params, load
 from lottery.stages import evaluate
 from lottery.training import History, Trained
 
@@ -40,6 +44,34 @@ def levels(workspace: Path) -> Level:
     """A workspace with dense and p50, which is given."""
     _save(Path("models/dense"), (), ("dense",))
     return _save(Path("models/p50"), (0.5,), ARMS)
+
+
+def test_a_ticket_costs_the_trainings_before_it_and_its_own() -> None:
+    p = load(ROOT / "presets/paper-short.yaml")
+    costs = {level: evaluate.trainings(p, level) for level in ("dense", "r01", "r16", "one-shot-950")}
+    assert costs == {"dense": 1, "r01": 2, "r16": 17, "one-shot-950": 2}
+
+
+def test_the_papers_claims_are_judged_of_the_papers_method_alone() -> None:
+    p = load(ROOT / "presets/paper-short.yaml")
+    names = {f"r{r}": f"r{r:02}" for r in range(1, 17)} | {f"o{s}": f"one-shot-{1000 * s:03.0f}" for s in ONE_SHOT}
+    table = networks(rounds=16).replace({"level": names, "parent": names})
+
+    def finding(params: Params) -> Finding:
+        return {claim.name: found for claim, found in evaluate.judge_claims(params, table)}["one-shot-accurate"]
+
+    assert finding(p).verdict == "holds"
+    level = p.levels["one-shot-950"].model_copy(update={"criterion": "movement"})
+    other = p.model_copy(update={"levels": p.levels | {"one-shot-950": level}})
+    assert finding(other).note == "no level is pruned from dense at once to 0.95"
+    for section, change, said in (
+        ("data", {"name": "kmnist"}, "the paper has data.name mnist, not kmnist"),
+        ("prune", {"rewind": 500}, "the paper has prune.rewind 0, not 500"),
+        ("prune", {"source": "finetune"}, "the paper has prune.from ticket, not finetune"),
+        ("train", {"optimizer": "sgd"}, "the paper has train.optimizer adam, not sgd"),
+    ):
+        changed = p.model_copy(update={section: getattr(p, section).model_copy(update=change)})
+        assert finding(changed) == Finding("not tested", note=said)
 
 
 def test_masks_are_described_arm_by_arm(levels: Level) -> None:

@@ -527,6 +527,21 @@ def test_children_may_prune_networks_that_were_trained_on(source: str) -> None:
     assert Params.model_validate(params.model_dump()) == params
 
 
+def test_a_source_without_children_to_prune_it_is_refused() -> None:
+    text = default_with(("from: ticket", "from: finetune"), (CHAIN, "  p95: {sparsity: 0.95, parent: dense}\n"))
+    line = "params.yaml: prune.from: finetune says what children prune, and no level is a parent; make it ticket"
+    assert mistakes(text) == [line]
+
+
+def test_finetune_and_lr_rewind_are_one_in_two_levels_too() -> None:
+    levels = "".join(
+        f"  {name}: {{sparsity: 0.9, parent: dense, arms: [ticket, {arm}]}}\n"
+        for name, arm in (("p90", "finetune"), ("q90", "lr-rewind"))
+    )
+    (line,) = mistakes(default_with((CHAIN, levels)))
+    assert line.startswith("params.yaml: levels.q90.arms: finetune and lr-rewind are one")
+
+
 CONTINUED = ("[ticket, reinit, random]", "[ticket, finetune, lr-rewind]")
 STEADY = "finetune and lr-rewind are one once rates are steady; remove one, or change train.schedule"
 
@@ -543,7 +558,8 @@ STEADY = "finetune and lr-rewind are one once rates are steady; remove one, or c
         ("warm-up\n  warm_up: 10", 9, STEADY),  # the iteration after it is at the full rate
         ("step\n  drops: [5, 10]", 9, None),
         ("step\n  drops: [5, 10]", 10, STEADY),
-        ("cosine", 4579, None),
+        ("cosine", 4578, None),
+        ("cosine", 4579, STEADY),  # one iteration is left
     ],
 )
 def test_finetune_and_lr_rewind_stand_side_by_side_where_the_learning_rate_still_changes(

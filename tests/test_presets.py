@@ -58,6 +58,22 @@ def test_the_papers_presets_are_the_papers(name: str, rounds: int, iterations: i
     assert at_once == dict.fromkeys((0.05, 0.325, 0.5, 0.7, 0.825, 0.95), ("ticket", "reinit"))
 
 
+def test_the_one_shot_preset_is_the_widely_copied_experiment() -> None:
+    p = load(ROOT / "presets/one-shot.yaml")
+    assert (p.sizes, p.network.initialization) == ((784, 300, 100, 10), "kaiming-uniform")
+    assert (p.train.optimizer, p.train.learning_rate, p.train.batch_size) == ("adam", 0.001, 64)
+    assert (p.train.epochs, p.train.seeds, p.every_arm) == (5, (0,), ("ticket",))
+    assert {level.parent for level in p.levels.values()} == {"dense"}
+    assert [p.levels[name].sparsity for name in p.order] == [0.2, 0.4, 0.6, 0.7, 0.8, 0.9, 0.95]
+    assert p.prune.output_rate == 1.0  # all layers at the same rate
+
+
+def test_the_quick_preset_has_enough_for_a_verdict() -> None:
+    p = load(ROOT / "presets/quick.yaml")
+    assert p.every_arm == ("ticket", "reinit", "random")
+    assert len(p.train.seeds) == 3
+
+
 def test_a_preset_is_written_and_checked(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["preset", "quick"]) == 0
     assert "12 networks" in capsys.readouterr().out
@@ -119,6 +135,27 @@ def test_levels_replace_the_block_and_nothing_else(repository: Path) -> None:
     p = load()
     assert list(p.levels) == [f"r{r:02}" for r in range(1, 13)]
     assert p.path("r03") == pytest.approx((0.2, 0.36, 0.488))
+
+
+def test_levels_are_replaced_with_their_comments_and_without_those_of_the_next_section(repository: Path) -> None:
+    text = (repository / "params.yaml").read_text().replace("  p90:", "# sparse ones\n\n  p90:")
+    tail = "levels:" + text.partition("levels:")[2].partition("verdict:")[0]
+    for there in (text.replace("verdict:", "# of levels\nverdict:"), text.replace(tail, "") + tail.rstrip("\n")):
+        (repository / "params.yaml").write_text(there)
+        assert main(["levels", "--rate", "0.5", "--rounds", "2", "--force"]) == 0
+        assert list(load().levels) == ["r1", "r2"]
+        after = (repository / "params.yaml").read_text()
+        assert "sparse ones" not in after
+        assert ("# of levels" in after) == ("# of levels" in there)
+
+
+def test_levels_that_cannot_be_leave_params_yaml_as_it_was(
+    repository: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = (repository / "params.yaml").read_text()
+    assert main(["levels", "--rate", "0.9", "--rounds", "8"]) == 2
+    assert "params.yaml: levels.r7.sparsity: 1.0 is not" in capsys.readouterr().err
+    assert (repository / "params.yaml").read_text() == before
 
 
 def test_one_shot_levels_have_dense_for_parent() -> None:

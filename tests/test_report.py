@@ -11,7 +11,7 @@ import pytest
 from clones import ROOT, Clone
 from test_verdicts import GOOD, networks
 
-from lottery.report import Findings, answer, claimed, percent, shown
+from lottery.report import Comparison, Findings, answer, claimed, percent
 from lottery.stages import plot
 from lottery.verdicts import conditions_table, judge, table
 
@@ -33,7 +33,6 @@ def findings(levels: dict[str, dict[str, tuple[float, float]]], **more: object) 
         conditions=conditions_table(judged),
         claims=[],
         structure=pd.DataFrame(),
-        connectivity=pd.DataFrame(),
         warnings=[],
         settings={},
         environment={},
@@ -78,26 +77,41 @@ def test_a_verdict_stands_in_the_files_as_in_memory(tmp_path: Path, monkeypatch:
 
 def test_without_a_winning_ticket_the_answer_says_so() -> None:
     assert answer(findings({"p50": WORSE, "p75": WORSE})) == [
-        "No level is shown to have a winning ticket (2 worse than dense).",
-        "The intervals behind this are over 5 seeds, one split of the images and one test set.",
+        "No level is shown to have a winning ticket (2 worse than dense); the most accurate tickets, with 50 % of the "
+        "weights (p50), differ from dense by −0.50 (−0.54 to −0.46) points of test accuracy and stop at 0.70 (0.69 to "
+        "0.71) times its iteration.",
+        "In brackets are 95 % intervals over 5 seeds, one split of the images and one test set.",
     ]
     assert answer(findings({"p50": {"random": (0.0, 1.0)}}))[0] == (
         "This pipeline trained no tickets, so there is no verdict."
     )
 
 
+def test_one_seed_has_an_answer_without_intervals() -> None:
+    first, second = answer(findings({"p50": WORSE}, seeds=1))
+    assert first.endswith("differ from dense by −0.46 points of test accuracy and stop at 0.71 times its iteration.")
+    assert second == "Without intervals, these are over 1 seed, one split of the images and one test set."
+
+
+def test_the_answer_says_where_networks_are_censored() -> None:
+    _, second = answer(findings({"p50": GOOD}, censored=("random",)))
+    assert "censored, their last evaluation being their best (1 in ticket − random)" in second
+
+
 def test_a_limit_that_censoring_takes_away_is_a_dash() -> None:
-    bound = {"unit": "ratio", "mean": 0.5, "low": 0.0, "high": 0.7}
-    assert shown(bound) == ("0.50", "– to 0.70")
-    assert shown(bound | {"low": 0.4, "high": math.inf}) == ("0.50", "0.40 to –")
-    assert shown({"unit": "points", "mean": -0.5, "low": -1.0, "high": 0.004}) == ("−0.50", "−1.00 to +0.00")
+    bound = {"unit": "ratio", "mean": 0.5, "low": 0.0, "high": 0.7, "seeds": 5, "censored": 1}
+    assert str(Comparison.of(bound)) == "0.50 (– to 0.70)"
+    assert str(Comparison.of(bound | {"low": 0.4, "high": math.inf})) == "0.50 (0.40 to –)"
+    points = {"unit": "points", "mean": -0.5, "low": -1.0, "high": 0.004, "seeds": 5, "censored": 0}
+    assert Comparison.of(points) == ("−0.50", "−1.00 to +0.00", 0)
+    assert str(Comparison.of(points | {"low": -math.inf, "high": math.inf, "seeds": 1})) == "−0.50"
 
 
 def test_what_a_claim_came_to_is_in_its_unit() -> None:
     claim = {"unit": "ratio", "estimate": 0.62, "low": 0.5, "high": None}
     assert claimed(claim) == "0.62 (0.50 to –) times"
     assert claimed(claim | {"unit": "points"}) == "+0.62 (+0.50 to –) points"
-    assert claimed(claim | {"unit": "log-ratio per round", "estimate": -0.0712}).startswith("-0.071 (")
+    assert claimed(claim | {"unit": "log-ratio per round", "estimate": -0.0712}).startswith("−0.071 (")
     assert claimed(claim | {"estimate": None}) == ""
     assert percent(0.98123, 0.0021) == "98.12 ± 0.21"
     assert percent(0.98123) == "98.12"

@@ -5,7 +5,9 @@ import json
 import pandas as pd
 import pytest
 
-from lottery.reports import compared, experiment_results
+from lottery.claims import CLAIMS, Finding
+from lottery.reports import compared, experiment_results, judged_claims, warnings
+from lottery.statistics import interval
 
 # of a network with 12 + 8 weights; rows in the order of a tree that goes p80 first
 LEVELS = pd.DataFrame(
@@ -69,3 +71,36 @@ def test_the_reports_are_plain_json() -> None:
 def test_a_pipeline_without_levels_reports_the_dense_networks() -> None:
     assert compared(LEVELS[:1]) == {"dense": 90.0}
     assert len(experiment_results(LEVELS[:1])["pruning_results"]) == 1
+
+
+def test_where_more_than_half_of_an_arm_is_censored_the_remedy_is_named() -> None:
+    counts = [("dense", "dense", 2), ("p80", "ticket", 3), ("p80", "random", 5)]
+    levels = pd.DataFrame(counts, columns=["level", "arm", "censored"]).assign(n=5)
+    first, second = warnings(levels)
+    assert first.startswith("p80 ticket: 3 of 5 networks are censored")
+    assert second.startswith("p80 random: 5 of 5 networks are censored")
+    assert "raise train.iterations (or epochs) in params.yaml" in first
+
+
+def test_a_level_has_the_density_of_its_tickets_in_whatever_order_its_arms_stand() -> None:
+    small = LEVELS.iloc[[1]].assign(arm="small-dense", density=0.24, weights_kept=4.8)
+    assert compared(pd.concat([LEVELS.iloc[[0]], small, LEVELS.iloc[1:]]))["p80"]["density"] == 25.0
+    assert compared(pd.concat([LEVELS.iloc[[0]], small]))["p80"]["density"] == 24.0
+
+
+def test_a_claims_limit_that_censoring_took_away_is_null() -> None:
+    above = interval([-0.5, -0.4, -0.6], bounded_below=False).exp()
+    below = interval([0.1, 0.2, 0.3], bounded_above=False)
+    ratio, points, untested = judged_claims(
+        [
+            (CLAIMS[0], Finding("holds", above, "ratio", papers_number=0.62)),
+            (CLAIMS[3], Finding("undecided", below, "points")),
+            (CLAIMS[1], Finding("not tested", note="no level is round 7")),
+        ]
+    )
+    assert ratio["low"] is None
+    assert ratio["high"] == pytest.approx(above.high)
+    assert ratio["papers_number_within"] is None
+    assert (points["low"], points["high"]) == (pytest.approx(below.low), None)
+    assert (untested["estimate"], untested["low"], untested["high"]) == (None, None, None)
+    json.dumps([ratio, points, untested], allow_nan=False)

@@ -67,7 +67,10 @@ def test_twins_have_barriers_in_the_reports(varied: Clone) -> None:
         ("p75", "ticket"): 3,
     }
     assert (varied.folder / "reports/figures/connectivity.png").exists()
-    assert "Linear mode connectivity" in (varied.folder / "reports/report.html").read_text()
+    page = (varied.folder / "reports/report.html").read_text()
+    assert "Linear mode connectivity" in page
+    mean = 100 * barriers.query("level == 'p75' and arm == 'reinit'")["barrier_test"].mean()  # in points
+    assert f'<tr><td>p75</td><td>reinit</td><td class="number">{mean:.2f}</td>' in page
 
 
 def test_every_network_is_in_mlflow_with_what_it_varied(varied: Clone) -> None:

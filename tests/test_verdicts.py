@@ -119,7 +119,10 @@ def test_an_undecided_level_names_what_fails_and_the_seeds_it_needs() -> None:
     assert judged.decisive == ("beats random",)
     # differences of 1.5 x 4 x NOISE: a deviation of 0.0949 points against a gain of 0.3, whatever was observed
     assert judged.seeds == {"beats random": 4}
-    assert explanation(judged) == "beats random: needs about 4 seeds"
+    assert explanation(judged) == "beats random: not shown, though about 4 seeds would do"
+    noisy = networks({"p80": GOOD | {"ticket": (-0.02, 700.0), "random": (-0.12, 900.0)}}, noise=8)
+    (judged,) = judge(noisy, 0.2, 1.25)
+    assert explanation(judged) == "equal: needs about 15 seeds; beats random: needs about 6 seeds"
 
 
 def test_the_deviation_is_pooled_over_levels_and_over_100_seeds_are_not_counted() -> None:
@@ -164,4 +167,13 @@ def test_the_tables_say_it_in_numbers() -> None:
     assert fast["mean"] == pytest.approx(0.7, rel=1e-3)
     assert fast["low"] < fast["mean"] < fast["high"]
     assert rows["seeds"].eq(5).all()
+    assert rows["censored"].eq(0).all()
     assert math.isclose(rows.loc[("p90", "worse"), "p"], 0, abs_tol=1e-4)
+
+
+def test_a_condition_counts_the_censored_networks_that_it_compares() -> None:
+    rows = conditions_table(judge(networks({"p80": GOOD}, censored=("dense", "random")), 0.2, 1.25))
+    assert dict(zip(rows["condition"], rows["censored"], strict=True)) == {
+        **{"equal": 1, "worse": 1, "fast": 1, "slow": 1, "beats reinit": 0, "no better than reinit": 0},
+        **{"reinit equal": 1, "beats random": 1, "no better than random": 1, "random equal": 2},
+    }

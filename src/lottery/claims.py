@@ -15,7 +15,7 @@ from functools import cached_property
 
 import pandas as pd
 
-from lottery.statistics import Interval, Side, contrast, interval, slope
+from lottery.statistics import Interval, Side, by_level, contrast, interval, slope
 
 HOLDS, FAILS, UNDECIDED, NOT_TESTED = "holds", "does not hold", "undecided", "not tested"
 DESCRIPTIVE = "descriptive"
@@ -45,10 +45,20 @@ class Finding:
 
     @property
     def papers_number_within(self) -> bool | None:
-        """Whether the paper's number lies within the interval."""
-        if self.papers_number is None or self.interval is None:
+        """Whether the paper's number lies within the interval; None where there is none, or a limit is missing."""
+        low, high = self.limits
+        if self.papers_number is None or low is None or high is None:
             return None
-        return self.interval.low <= self.papers_number <= self.interval.high
+        return low <= self.papers_number <= high
+
+    @property
+    def limits(self) -> tuple[float | None, float | None]:
+        """The interval's; None where censoring took one away, or there is no interval."""
+        if self.interval is None:
+            return None, None
+        lost = (0.0 if self.unit == "ratio" else -math.inf, math.inf)
+        low, high = (None if limit in lost else limit for limit in (self.interval.low, self.interval.high))
+        return low, high
 
 
 @dataclass(frozen=True)
@@ -65,7 +75,7 @@ class Rounds:
         for level, row in levels.iterrows():  # parents come before their children
             if level != "dense":
                 paths[str(level)] = (*paths[row["parent"]], row["sparsity"])
-        return {path: level for level, path in paths.items()}
+        return {path: level for level, path in reversed(paths.items())}  # of two levels of one path, the first
 
     def round(self, r: int) -> str:
         """The level after r rounds. Raises MissingRoundError."""
@@ -93,7 +103,7 @@ class Rounds:
 
     def density(self, level: str) -> float:
         """A level's density."""
-        return float(self.networks.loc[self.networks["level"] == level, "density"].iloc[0])
+        return float(by_level(self.networks)["density"][level])
 
     def difference(
         self, measure: str, first: tuple[str, str], second: tuple[str, str] = ("dense", "dense")

@@ -15,6 +15,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
+from lottery.statistics import by_level
+
 if TYPE_CHECKING:  # most stages only save mask pictures, which need none of these
     from matplotlib.artist import Artist
     from matplotlib.axes import Axes
@@ -114,7 +116,7 @@ class Results:
     @cached_property
     def tree(self) -> pd.DataFrame:
         """A row a level, indexed by its name: what all its arms share."""
-        return self.levels.groupby("level", sort=False).first()
+        return by_level(self.levels)
 
     @cached_property
     def pruned(self) -> list[str]:

@@ -181,6 +181,7 @@ def results_table(results: Results) -> Figure:
     arms = [arm for arm in results.looks if arm != "dense"]
     accuracies = {
         (row["level"], row["arm"]): _with_deviation(100 * row["test_accuracy_mean"], 100 * row["test_accuracy_std"])
+        + ("*" if row["censored"] else "")
         for row in results.levels.to_dict("records")
     }
     differences = over_seeds(results.differences, "difference")
@@ -213,7 +214,9 @@ def results_table(results: Results) -> Figure:
                 axes.text(x, y + 0.12, points, va="center", ha="right", color=GREY, size="small")
     over = f"mean ± standard deviation over {results.seeds} seeds" if results.seeds > 1 else "one seed"
     note = f"Test accuracy in %, {over}; below it the difference from dense in percentage points."
-    axes.text(0, bottom + 0.25, note, va="center", size="small", color=GREY)
+    if results.levels["censored"].any():
+        note += "\n* of some networks the last evaluation was the best: they are censored."
+    axes.text(0, bottom + 0.12, note, va="top", size="small", color=GREY)
     return figure
 
 

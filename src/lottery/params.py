@@ -399,13 +399,18 @@ class Params(Section):
 
     def _disagreements_on_arms(self) -> Iterator[Mistake]:
         source = self.prune.source
+        if source != "ticket" and not any(self._child(name) for name in self.order):
+            yield ("prune", "from"), f"{source} says what children prune, and no level is a parent; make it ticket"
+        continued: set[str] = set()
         for name in self.order:
             arms = self.arms(name)
             key = ("levels", name, "arms") if self.levels[name].arms else ("prune", "arms")
             child = self._child(name)
             if child is not None and source not in arms:
                 yield key, f"{source} is missing, yet {child} prunes the {source} of its parent {name}; add it"
-            if self._is_steady and set(CONTINUED) <= set(arms):
+            continued |= set(CONTINUED) & set(arms)
+            if self._is_steady and len(continued) == len(CONTINUED):
+                continued.clear()  # a line for both
                 what = "with a constant learning rate" if self.train.schedule == "constant" else "once rates are steady"
                 yield key, f"finetune and lr-rewind are one {what}; remove one, or change train.schedule"
 
@@ -417,7 +422,7 @@ class Params(Section):
             "constant": 0,
             "warm-up": (t.warm_up or 1) - 1,
             "step": (t.drops or (0,))[-1],
-            "cosine": self.iterations,
+            "cosine": self.iterations - 1,
         }
         return self.prune.rewind >= steady_from[t.schedule]
 
@@ -462,7 +467,7 @@ def load(path: Path = Path("params.yaml")) -> Params:
     and the remedy.
     """
     try:
-        content = parse(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise LotteryError(f"{path}: no such file; run this in the folder that holds dvc.yaml") from None
     except OSError as error:
@@ -470,6 +475,13 @@ def load(path: Path = Path("params.yaml")) -> Params:
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
         raise LotteryError(f"{path}: line {line}: not UTF-8; save the file as UTF-8") from None
+    return read(text, path)
+
+
+def read(text: str, path: Path) -> Params:
+    """Check the text of a params.yaml, which ``path`` names in what is said of it. Raises LotteryError as `load`."""
+    try:
+        content = parse(text)
     except yaml.YAMLError as error:
         raise LotteryError(f"{path}: {error}") from None
     if not isinstance(content, dict):

@@ -5,6 +5,7 @@ import subprocess
 from pathlib import Path
 
 from lottery import LotteryError
+from lottery.params import read
 
 PARAMS, FOLDER = Path("params.yaml"), Path("presets")
 
@@ -29,7 +30,7 @@ def write_levels(rate: float, rounds: int, one_shot: bool, force: bool = False) 
     """Put a `levels` block in the place of params.yaml's.
 
     Round r keeps (1 - rate)^r of each hidden layer. Raises LotteryError where the rate or the number of rounds makes no
-    levels, or where changes would be lost.
+    levels, where changes would be lost, or where params.yaml would have mistakes.
     """
     if not 0 < rate < 1:
         raise LotteryError(f"--rate {rate}: not a number above 0 and below 1; the paper prunes 0.2 a round")
@@ -39,10 +40,13 @@ def write_levels(rate: float, rounds: int, one_shot: bool, force: bool = False) 
         text = PARAMS.read_text(encoding="utf-8")
     except OSError as error:
         raise LotteryError(f"{PARAMS}: cannot be read: {error.strerror}; `lottery preset NAME` writes one") from None
-    block = re.compile(r"^levels:.*\n(?:[ \t].*\n|\n)*", re.MULTILINE)
+    # to the last indented line, with the comments and empty lines on the way there
+    block = re.compile(r"^levels:.*(?:\n(?:[ \t]*(?:#.*)?\n)*[ \t]+[^\s].*)*\n?", re.MULTILINE)
     if not block.search(text):
         raise LotteryError(f"{PARAMS}: has no levels block to replace; `lottery preset NAME` writes a whole file")
-    _replace(block.sub(lambda _: levels(rate, rounds, one_shot), text), force)
+    text = block.sub(lambda _: levels(rate, rounds, one_shot), text)
+    read(text, PARAMS)
+    _replace(text, force)
 
 
 def levels(rate: float, rounds: int, one_shot: bool = False) -> str:

@@ -22,6 +22,8 @@ def commit() -> str:
     The first, because it stays the same however many commits follow: a result that is made again is made of the same
     bytes.
     """
+    if git("ls-files", "--others", "--exclude-standard", "--", *SOURCES):
+        return ""
     commits = git("rev-list", "--reverse", "HEAD", "--", *SOURCES).split()
     return next((each for each in commits if _has_these_sources(each)), "")
 

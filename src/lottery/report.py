@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jinja2
 import pandas as pd
@@ -18,6 +18,7 @@ import yaml
 from PIL import Image
 
 from lottery.figures import FIGURES
+from lottery.statistics import by_level
 from lottery.verdicts import CONTROLS, UNDECIDED, WINNING
 
 COMPARISONS = {  # the columns of the table of verdicts: a condition of each comparison
@@ -32,13 +33,12 @@ TESTED = ("holds", "does not hold", "undecided", "descriptive")
 class Findings:
     """What the report speaks of: the reports of `evaluate`, and what they come from."""
 
-    levels: pd.DataFrame  # reports/levels.csv
+    levels: pd.DataFrame  # reports/levels.csv, a row a level and arm
     networks: pd.DataFrame  # reports/networks.csv
     verdicts: pd.DataFrame  # reports/verdicts.csv
     conditions: pd.DataFrame  # reports/conditions.csv
     claims: Sequence[Mapping[str, Any]]  # reports/claims.json
     structure: pd.DataFrame  # reports/structure.csv
-    connectivity: pd.DataFrame  # reports/connectivity.csv
     warnings: Sequence[str]
     settings: Mapping[str, Any]  # params.yaml's sections that decide results
     environment: Mapping[str, str]
@@ -48,13 +48,15 @@ class Findings:
     def judged(self) -> list[dict[str, Any]]:
         """A row a level: its verdict, and the intervals that it rests on."""
         rows = self.conditions.set_index(["level", "condition"])
-        density = self.levels.groupby("level")["density"].first()
+        density = by_level(self.levels)["density"]
         return [
             {
                 **each,
                 "density": density[each["level"]],
                 "comparisons": [
-                    shown(rows.loc[(each["level"], condition)]) if (each["level"], condition) in rows.index else None
+                    Comparison.of(rows.loc[(each["level"], condition)])
+                    if (each["level"], condition) in rows.index
+                    else None
                     for condition in COMPARISONS.values()
                 ],
             }
@@ -66,18 +68,42 @@ class Findings:
         """How many seeds there are."""
         return int(self.networks["seed"].nunique())
 
+    @cached_property
+    def controls(self) -> list[str]:
+        """The controls that some level has."""
+        return [arm for arm in CONTROLS if arm in set(self.levels["arm"])]
+
+    @property
+    def barriers(self) -> list[dict[str, Any]]:
+        """The rows of `levels` whose networks have twins."""
+        rows: list[dict[str, Any]] = self.levels[self.levels["stable"].notna()].to_dict("records")
+        return rows
+
     @property
     def tested_claims(self) -> list[Mapping[str, Any]]:
         """The paper's claims that this pipeline could test."""
         return [claim for claim in self.claims if claim["verdict"] in TESTED]
 
 
-def shown(condition: Mapping[str, Any]) -> tuple[str, str]:
-    """A mean and its interval, as one reads them; a limit that censoring took away is a dash."""
-    is_ratio = condition["unit"] == "ratio"
-    lost = (0.0, math.inf) if is_ratio else (-math.inf, math.inf)
-    low, high = ("–" if limit in lost else signed(limit, is_ratio) for limit in (condition["low"], condition["high"]))
-    return signed(condition["mean"], is_ratio), f"{low} to {high}"
+class Comparison(NamedTuple):
+    """What a condition rests on, as one reads it."""
+
+    mean: str
+    interval: str  # empty with one seed; a limit that censoring took away is a dash
+    censored: int  # of the networks compared
+
+    @classmethod
+    def of(cls, condition: Mapping[str, Any]) -> "Comparison":
+        """A row of reports/conditions.csv."""
+        is_ratio = condition["unit"] == "ratio"
+        lost = (0.0, math.inf) if is_ratio else (-math.inf, math.inf)
+        limits = (condition["low"], condition["high"])
+        low, high = ("–" if limit in lost else signed(limit, is_ratio) for limit in limits)
+        interval = f"{low} to {high}" if condition["seeds"] > 1 else ""
+        return cls(signed(condition["mean"], is_ratio), interval, int(condition["censored"]))
+
+    def __str__(self) -> str:
+        return f"{self.mean} ({self.interval})" if self.interval else self.mean
 
 
 def signed(value: float, is_ratio: bool = False) -> str:
@@ -92,14 +118,19 @@ def answer(findings: Findings) -> list[str]:
     basis = f"{findings.seeds} seed{'s' * (findings.seeds != 1)}, one split of the images and one test set"
     if not findings.judged:
         return ["This pipeline trained no tickets, so there is no verdict.", f"It has {basis}."]
+    intervals = "In brackets are 95 % intervals" if findings.seeds > 1 else "Without intervals, these are"
     if not won:
-        kinds = _counted([each["verdict"] for each in findings.judged])
-        return [
-            f"No level is shown to have a winning ticket ({kinds}).",
-            f"The intervals behind this are over {basis}.",
-        ]
+        best = max(findings.judged, key=lambda each: float(each["comparisons"][0].mean.replace("−", "-")))
+        accuracy, speed = best["comparisons"][:2]
+        counts = _counted([each["verdict"] for each in findings.judged])
+        first = (
+            f"No level is shown to have a winning ticket ({counts}); the most accurate tickets, with "
+            f"{_percent(best['density'])} of the weights ({best['level']}), differ from dense by {accuracy} "
+            f"points of test accuracy and stop at {speed} times its iteration."
+        )
+        return [first, f"{intervals} over {basis}{_censored(best)}."]
     best = min(sure or won, key=lambda each: float(each["density"]))
-    accuracy, speed, *gains = (f"{mean} ({interval})" for mean, interval in best["comparisons"])
+    accuracy, speed, *gains = best["comparisons"]
     first = (
         f"With {_percent(best['density'])} of the weights ({best['level']}) the tickets are winning ones: their test "
         f"accuracy differs from dense’s by {accuracy} points, they stop at {speed} times its iteration, and they beat "
@@ -108,7 +139,18 @@ def answer(findings: Findings) -> list[str]:
     others = [each["verdict"] for each in findings.judged if each is not best]
     holm = "" if sure else ", though not after Holm's adjustment over levels"
     rest = f"; the other levels are {_counted(others)}" if others else ""
-    return [first, f"In brackets are 95 % intervals over {basis}{holm}{rest}."]
+    return [first, f"{intervals} over {basis}{holm}{_censored(best)}{rest}."]
+
+
+def _censored(judged: Mapping[str, Any]) -> str:
+    """Which of a level's comparisons are with networks that were still improving when training ended."""
+    words = {
+        title.partition(",")[0]: comparison.censored
+        for title, comparison in zip(COMPARISONS, judged["comparisons"], strict=True)
+        if comparison and comparison.censored
+    }
+    told = ", ".join(f"{count} in {comparison}" for comparison, count in words.items())
+    return f"; some networks are censored, their last evaluation being their best ({told})" if told else ""
 
 
 def _percent(fraction: float) -> str:
@@ -152,7 +194,9 @@ def claimed(claim: Mapping[str, Any]) -> str:
     is_ratio = claim["unit"] != "points"
 
     def number(value: float | None) -> str:
-        return "–" if value is None else f"{value:.3f}" if "log" in claim["unit"] else signed(value, is_ratio)
+        if value is not None and "log" in claim["unit"]:
+            return f"{value:+.3f}".replace("-", "−")
+        return "–" if value is None else signed(value, is_ratio)
 
     unit = {"ratio": "times", "log-ratio per round": "per round, in ln E", "% accuracy": "%"}.get(
         claim["unit"], claim["unit"]

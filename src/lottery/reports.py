@@ -1,13 +1,12 @@
 """What the reports say, from the table of networks and the table of levels."""
 
-import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pandas as pd
 
 from lottery.claims import Claim, Finding
-from lottery.statistics import Interval
+from lottery.statistics import by_level
 from lottery.verdicts import Judged
 
 
@@ -20,8 +19,9 @@ def compared(levels: pd.DataFrame, judged: Sequence[Judged] = ()) -> dict[str, A
     """
     baseline = _dense(levels)
     result: dict[str, Any] = {"dense": round(100 * baseline, 3)}
+    density = by_level(levels)["density"]
     for level, rows in levels[levels["level"] != "dense"].groupby("level", sort=False):
-        numbers = {"density": rows["density"].iloc[0]}
+        numbers = {"density": density[level]}
         for _, row in rows.iterrows():
             numbers[row["arm"]] = row["test_accuracy_mean"]
             numbers[f"{row['arm']}-dense"] = row["test_accuracy_mean"] - baseline
@@ -32,12 +32,15 @@ def compared(levels: pd.DataFrame, judged: Sequence[Judged] = ()) -> dict[str, A
 
 
 def judged_claims(findings: Sequence[tuple[Claim, Finding]]) -> list[dict[str, Any]]:
-    """The paper's claims and what the networks say of them: the entries of reports/claims.json."""
+    """The paper's claims and what the networks say of them: the entries of reports/claims.json.
+
+    A limit that censoring took away is null.
+    """
     return [_judged_claim(claim, finding) for claim, finding in findings]
 
 
 def _judged_claim(claim: Claim, finding: Finding) -> dict[str, Any]:
-    found = finding.interval or Interval(math.nan, math.nan, math.nan, ())
+    low, high = finding.limits
     return {
         "name": claim.name,
         "claim": claim.claim,
@@ -45,18 +48,13 @@ def _judged_claim(claim: Claim, finding: Finding) -> dict[str, Any]:
         "tested": claim.tested,
         "verdict": finding.verdict,
         "unit": finding.unit,
-        "estimate": _number(found.mean),
-        "low": _number(found.low),
-        "high": _number(found.high),
+        "estimate": finding.interval.mean if finding.interval else None,
+        "low": low,
+        "high": high,
         "papers_number": finding.papers_number,
         "papers_number_within": finding.papers_number_within,
         "note": finding.note,
     }
-
-
-def _number(value: float) -> float | None:
-    """A limit that censoring took away is null: JSON knows no infinity."""
-    return value if math.isfinite(value) else None
 
 
 def warnings(levels: pd.DataFrame) -> Iterator[str]:

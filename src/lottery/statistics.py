@@ -87,6 +87,15 @@ def summarize(networks: pd.DataFrame) -> pd.DataFrame:
     return summary.reset_index()
 
 
+def by_level(table: pd.DataFrame) -> pd.DataFrame:
+    """A row a level, indexed by its name: what its arms share, from a row an arm or a network.
+
+    `small-dense` has a density of its own, and speaks for a level only where it is alone.
+    """
+    rows = table.sort_values("arm", key=lambda arms: arms == "small-dense", kind="stable")
+    return rows.groupby("level", sort=False).first().loc[table["level"].unique()]
+
+
 # --- intervals -------------------------------------------------------------------------------------------------------
 
 

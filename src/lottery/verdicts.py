@@ -14,6 +14,7 @@ over levels by Holm's method, one family a comparison. A *censored* ticket leave
 """
 
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -54,6 +55,7 @@ class Condition:
     bound: float  # points, or the logarithm of a ratio
     found: Interval
     truth: float  # what the mean is taken to be when seeds are planned, fixed in advance
+    censored: int  # of the networks compared
 
     @property
     def holds(self) -> bool:
@@ -132,7 +134,8 @@ def _conditions(networks: pd.DataFrame, level: str, m: float, s: float) -> Itera
         return interval([100 * value for value in paired])
 
     def condition(name: str, of: str, side: Side, bound: float, found: Interval, truth: float = 0.0) -> Condition:
-        return Condition(name, of, side, bound, found, truth)
+        censored = sum(int(arms[arm]["censored"].sum()) for arm in re.split(" [-/] ", of))
+        return Condition(name, of, side, bound, found, truth, censored)
 
     accuracy, speed = points("ticket", "dense"), log_ratio(arms["ticket"], arms["dense"])
     of = "ticket - dense"
@@ -208,9 +211,11 @@ def explanation(judged: Judged) -> str:
         return "" if judged.survives else "not after Holm's adjustment over levels"
     parts = []
     for name in judged.decisive:
-        seeds = judged.seeds[name]
-        if name == "fast" and math.isinf(judged.conditions[name].found.high):
+        seeds, found = judged.seeds[name], judged.conditions[name].found
+        if name == "fast" and math.isinf(found.high):
             parts.append("fast: a ticket is censored, raise train.iterations")
+        elif seeds is not None and seeds <= len(found.values):
+            parts.append(f"{name}: not shown, though about {max(seeds, FEWEST_SEEDS)} seeds would do")
         else:
             parts.append(f"{name}: needs {'over 100' if seeds is None else f'about {seeds}'} seeds")
     return "; ".join(parts)
@@ -230,12 +235,12 @@ def table(judged: Sequence[Judged]) -> pd.DataFrame:
 
 COLUMNS = (  # of `conditions_table`, whose intervals and bounds of ratios are ratios
     *("level", "condition", "comparison", "unit", "mean", "low", "high"),
-    *("side", "bound", "holds", "p", "p_holm", "seeds"),
+    *("side", "bound", "holds", "p", "p_holm", "seeds", "censored"),
 )
 
 
 def conditions_table(judged: Sequence[Judged]) -> pd.DataFrame:
-    """A row a level and condition: the interval, the bound and the p-values."""
+    """A row a level and condition: the interval, the bound, the p-values, and how many networks are censored."""
     rows = []
     for each in judged:
         for name, condition in each.conditions.items():
@@ -243,5 +248,6 @@ def conditions_table(judged: Sequence[Judged]) -> pd.DataFrame:
             bound = math.exp(condition.bound) if condition.is_ratio else condition.bound
             what = (each.level, name, condition.comparison, "ratio" if condition.is_ratio else "points")
             limits = (found.mean, found.low, found.high, condition.side, bound, YES_NO[condition.holds])
-            rows.append((*what, *limits, condition.p_value, each.adjusted[name], len(condition.found.values)))
+            counts = (len(found.values), condition.censored)
+            rows.append((*what, *limits, condition.p_value, each.adjusted[name], *counts))
     return pd.DataFrame(rows, columns=COLUMNS)

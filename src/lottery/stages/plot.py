@@ -50,7 +50,6 @@ def load_findings(p: Params, results: Results) -> Findings:
         conditions=load_report("conditions.csv"),
         claims=json.loads((REPORTS / "claims.json").read_text()),
         structure=load_report("structure.csv"),
-        connectivity=load_report("connectivity.csv"),
         warnings=list(reports.warnings(results.levels)),
         settings=p.model_dump(mode="json", exclude_none=True, exclude={"tracking", "run"}),
         environment=provenance.environment(),

@@ -20,7 +20,7 @@ from lottery.connectivity import BARRIERS
 from lottery.params import Params
 from lottery.provenance import git
 from lottery.pruning import density, weights_kept
-from lottery.statistics import ACCURACIES, early_stopping
+from lottery.statistics import ACCURACIES, by_level, early_stopping
 from lottery.structure import of_networks
 from lottery.tracking.outputs import REPORTS, Output
 from lottery.tracking.store import KEY, Content, Points, Store, is_complete, is_deleted, milliseconds
@@ -187,7 +187,7 @@ def summary(levels: pd.DataFrame) -> Iterator[tuple[str, float, int]]:
     parents = dict(zip(levels["level"], levels["parent"], strict=True))
     leaves = [level for level in parents if level not in parents.values()]
     accuracy = levels.set_index(["level", "arm"])["test_accuracy_mean"]
-    pruned = levels.groupby("level")["density"].first().rsub(1).mul(1000).round().astype(int)
+    pruned = by_level(levels)["density"].rsub(1).mul(1000).round().astype(int)
     for leaf in leaves:
         path = [leaf]
         while path[0] != "dense":
