@@ -2,7 +2,7 @@
 
 import pytest
 
-from lottery.tracking.address import StoreError, shown_uri, tracking_uri, without_password
+from lottery.tracking.address import StoreError, is_sqlite, shown_uri, tracking_uri, without_password
 
 
 @pytest.mark.parametrize("uri", ["sqlite:///mlflow.db", "sqlite://", "mlruns", "./store", "127.0.0.1:5000"])
@@ -28,3 +28,20 @@ def test_a_password_in_an_addresses_query_is_never_shown(monkeypatch: pytest.Mon
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "postgresql://host/name?user=someone&password=p%40ss&sslpassword=key")
     assert shown_uri() == "postgresql://host/name?user=someone&password=***&sslpassword=***"
     assert without_password("p@ss") == "***"
+
+
+@pytest.mark.parametrize("password", ["pa#ss", "pa?ss", "p/a", "a@b", "p[ss", "a:b"])
+def test_a_password_of_any_characters_is_never_shown(monkeypatch: pytest.MonkeyPatch, password: str) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"postgresql://ann:{password}@host/name")
+    assert shown_uri() == "postgresql://ann:***@host/name"
+
+
+def test_an_address_that_cannot_be_parsed_is_shown_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://[::1:5000")
+    assert shown_uri() == "http://[::1:5000"
+
+
+def test_an_empty_address_is_the_sqlite_file_of_the_repository(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
+    assert tracking_uri().startswith("sqlite:////")
+    assert is_sqlite()

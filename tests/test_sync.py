@@ -9,6 +9,7 @@ import time
 from contextlib import closing, nullcontext
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import yaml
 from clones import SMALL, Clone
@@ -153,6 +154,21 @@ def test_edited_parameters_do_not_reach_the_runs_of_earlier_outputs(clone: Clone
     assert picture(store(clone)) == before
 
 
+@pytest.mark.slow
+def test_results_of_other_levels_are_not_given_to_those_that_are_here(clone: Clone) -> None:
+    clone.change(levels=SMALL["levels"] | {"p50": {"sparsity": 0.45, "parent": "dense"}})
+    clone.repro("prune@p50")
+    told = sync(clone)
+    assert "evaluate: read other levels than those here; `dvc repro` brings them together" in told
+    new = runs(store(clone), "params.level = 'p50' and params.sparsity = '0.45' and params.seed LIKE '%'")
+    assert len(new) == 6
+    assert not any("test_accuracy" in run.data.metrics for run in new)
+    clone.repro()
+    new = runs(store(clone), "params.level = 'p50' and params.sparsity = '0.45' and params.seed LIKE '%'")
+    measured = pd.read_csv(clone.folder / "reports/networks.csv").query("level == 'p50'")["test_accuracy"]
+    assert sorted(run.data.metrics["test_accuracy"] for run in new) == pytest.approx(sorted(measured))
+
+
 # --- other revisions -------------------------------------------------------------------------------------------------
 
 
@@ -270,6 +286,22 @@ def test_concurrent_syncs_make_each_run_once(clone: Clone) -> None:
 
 
 @pytest.mark.slow
+def test_what_failures_left_twice_or_without_a_key_goes(clone: Clone) -> None:
+    """A second run of a network's and of a stage's key, and children that an attempt opened and nobody completed."""
+    before, client = picture(store(clone)), store(clone)
+    level = next(run for run in runs(client) if run.data.tags[KEY].startswith("p75/") and PARENT not in run.data.tags)
+    network = next(run for run in runs(client) if run.data.tags.get(PARENT) == level.info.run_id)
+    client.delete_tag(level.info.run_id, "lottery.complete")  # so that there is something to complete
+    experiment, parent = level.info.experiment_id, {PARENT: level.info.run_id}
+    client.create_run(experiment, tags={KEY: level.data.tags[KEY]}, run_name="p75")
+    client.create_run(experiment, tags={KEY: network.data.tags[KEY]} | parent, run_name="twice")
+    client.create_run(experiment, tags=parent, run_name="ghost")
+    sync(clone)
+    assert picture(store(clone)) == before
+    assert len(keys(store(clone))) == RUNS
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("apart", ["two machines", "two names of the server"])
 def test_two_clones_fill_one_server_once(clone: Clone, tmp_path: Path, apart: str) -> None:
     before = picture(store(clone))
@@ -277,7 +309,7 @@ def test_two_clones_fill_one_server_once(clone: Clone, tmp_path: Path, apart: st
     temporary = tmp_path / "tmp"
     temporary.mkdir()
     with serving(tmp_path) as (uri, _):
-        started = []
+        started, begun = [], []
         for number, folder in enumerate((clone.folder, tmp_path / "other")):
             own = clone.environment | {"MLFLOW_TRACKING_URI": uri, "TMPDIR": str(temporary)}
             if apart == "two machines":  # without a folder for temporary files, and so without a lock, in common
@@ -288,8 +320,22 @@ def test_two_clones_fill_one_server_once(clone: Clone, tmp_path: Path, apart: st
             own |= {"PYTHONPATH": str(folder / "src")}
             command = [sys.executable, "-m", "lottery.cli", "sync"]
             started.append(subprocess.Popen(command, cwd=folder, env=own))
+            begun.append((started[-1], folder, own))
         assert [process.wait(PATIENCE) for process in started] == [0, 0]
         sync(clone, MLFLOW_TRACKING_URI=uri)  # completes what a loser of a claim left to the winner
+        assert picture(connect(uri)) == before
+        assert len(keys(connect(uri))) == RUNS
+
+        # a run that a third machine left in the middle, minutes ago
+        client = connect(uri)
+        level = next(r for r in runs(client) if r.data.tags[KEY].startswith("p50/") and PARENT not in r.data.tags)
+        client.delete_tag(level.info.run_id, "lottery.complete")
+        client.set_tag(level.info.run_id, "lottery.claimed", "another 0 won")
+        for run in runs(client, f"tags.`{PARENT}` = '{level.info.run_id}'")[:3]:
+            client.delete_tag(run.info.run_id, KEY)
+            client.delete_run(run.info.run_id)
+        started = [subprocess.Popen(process.args, cwd=cwd, env=own) for process, cwd, own in begun]
+        assert [process.wait(PATIENCE) for process in started] == [0, 0]
         assert picture(connect(uri)) == before
         assert len(keys(connect(uri))) == RUNS
 

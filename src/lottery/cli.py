@@ -151,6 +151,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except LotteryError as error:
         print(error, file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
     return code
 
 

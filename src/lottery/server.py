@@ -123,6 +123,10 @@ def database(environment: Mapping[str, str]) -> URL:
         uri = make_url(text)
     except (ArgumentError, ValueError):
         raise LotteryError(f"MLFLOW_BACKEND_STORE_URI is no database's address; {remedy}") from None
+    if {"password", "sslpassword"} & uri.query.keys():
+        raise LotteryError(
+            "MLFLOW_BACKEND_STORE_URI has a password after its question mark; write postgresql://user:password@host/..."
+        )
     if uri.get_backend_name() != "postgresql":
         raise LotteryError(
             f"MLFLOW_BACKEND_STORE_URI: {uri.get_backend_name()} is not for a team's server; {remedy} (`lottery ui` "

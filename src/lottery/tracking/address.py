@@ -1,7 +1,8 @@
 """Where the MLflow store is, before MLflow is imported."""
 
 import os
-from urllib.parse import unquote, urlsplit
+import re
+from urllib.parse import unquote
 
 from lottery.workplace import root
 
@@ -25,7 +26,7 @@ def tracking_uri() -> str:
 
 def is_sqlite() -> bool:
     """Whether the store is a file, and not a server."""
-    return os.environ.get("MLFLOW_TRACKING_URI", "sqlite:").startswith("sqlite:")
+    return (os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:").startswith("sqlite:")
 
 
 def shown_uri() -> str:
@@ -35,9 +36,10 @@ def shown_uri() -> str:
 
 def without_password(text: str) -> str:
     """A text in which the tracking address's password is ***, and those that PostgreSQL takes after a question mark."""
-    address = urlsplit(os.environ.get("MLFLOW_TRACKING_URI", ""))
-    fields = [field.partition("=") for field in address.query.split("&")]
-    for password in (address.password, *(value for name, _, value in fields if name in ("password", "sslpassword"))):
-        for word in {password, unquote(password)} if password else ():
+    address = os.environ.get("MLFLOW_TRACKING_URI", "")
+    # to the last @, as SQLAlchemy reads it, for which a password may have any character
+    passwords = re.findall("://[^:/@]*:(.+)@", address) + re.findall("[?&](?:ssl)?password=([^&]+)", address)
+    for password in passwords:
+        for word in {password, unquote(password)}:
             text = text.replace(word, "***")
     return text

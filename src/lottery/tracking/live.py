@@ -11,14 +11,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lottery import LotteryError
 from lottery.params import Params
-from lottery.tracking.address import is_sqlite, shown_uri, without_password
+from lottery.tracking.address import StoreError, is_sqlite, shown_uri, without_password
 from lottery.tracking.attempts import Mark
 from lottery.tracking.outputs import PLOTS, REPORTS, Output, digest, digest_of_several
 
@@ -48,6 +48,7 @@ class StageRun:
         self._told = threading.Lock()
         self._connected = threading.Event()
         self._seen: queue.SimpleQueue[tuple[int, int, list[list[float]]]] = queue.SimpleQueue()
+        self._watched_to: dict[int, int] = {}  # how many evaluations of each group are in it, by the group's first row
         # what was seen and is not logged yet: by (arm, iteration) and seed, and by network
         self._means: dict[tuple[str, int], dict[int, tuple[float, ...]]] = {}
         self._curves: dict[tuple[str, int], list[tuple[int, tuple[float, ...]]]] = {}
@@ -68,8 +69,12 @@ class StageRun:
         importing MLflow.
         """
         self._start()
-        values: list[list[float]] = group.history[:, :, int(group.evaluated) - 1].T.tolist()
-        self._seen.put((group.first, group.iteration, values))
+        # a worker may be at the group again already: what it has evaluated is read once
+        evaluated = int(group.evaluated)
+        for place in range(self._watched_to.get(group.first, 0), evaluated):
+            values: list[list[float]] = group.history[:, :, place].T.tolist()
+            self._seen.put((group.first, group.recipe.evaluations[place], values))
+        self._watched_to[group.first] = evaluated
 
     def log_data(self) -> None:
         """The data set that `download` left."""
@@ -128,10 +133,11 @@ class StageRun:
         self._jobs.put(None)
         thread = self._thread
         self._wait(lambda: thread is None or not thread.is_alive())
-        if self._mark and self._failed:
-            self._mark.leave(shown_uri(), self._left().key if self._left and status == "FINISHED" else "")
-        elif self._mark:
-            self._mark.remove()
+        with suppress(OSError):  # a full disk costs a mark, and no result
+            if self._mark and self._failed:
+                self._mark.leave(shown_uri(), self._left().key if self._left and status == "FINISHED" else "")
+            elif self._mark:
+                self._mark.remove()
 
     # --- the thread ---
 
@@ -167,7 +173,7 @@ class StageRun:
                     return
                 job()
         except Exception as error:  # whatever it is, it costs no result
-            self._fail((str(error).strip().splitlines() or [type(error).__name__])[0])
+            self._fail((str(error).strip().splitlines() or [type(error).__name__])[0], isinstance(error, StoreError))
             self._connected.set()
 
     def _wait(self, done: Callable[[], bool]) -> None:
@@ -179,14 +185,16 @@ class StageRun:
             if since is not None and time.monotonic() - since > limit:
                 self._fail(f"no answer in {limit:.0f} s")
 
-    def _fail(self, reason: str) -> None:
+    def _fail(self, reason: str, has_remedy: bool = False) -> None:
         with self._told:
             if self._failed is None:
-                self._failed = without_password(f"MLflow at {shown_uri()} failed: {reason[:300]}")
+                self._failed = f"MLflow at {shown_uri()} failed: {without_password(reason)[:300]}"
+                remedy = "then" if has_remedy else "start the server or correct MLFLOW_TRACKING_URI, and"
+                experiment = os.environ.get("DVC_EXP_NAME")
+                sync = f"lottery sync --rev {experiment}" if experiment else "lottery sync"
                 if not self._params.tracking.required or self._connected.is_set():
                     print(
-                        f"{self._failed}: this stage goes on untracked; start the server or correct "
-                        "MLFLOW_TRACKING_URI, and `lottery sync` adds what is missing",
+                        f"{self._failed}: this stage goes on untracked; {remedy} `{sync}` adds what is missing",
                         file=sys.stderr,
                     )
 

@@ -37,11 +37,17 @@ class MissingError(Exception):
 def digest(path: Path) -> str:
     """The MD5 sum that dvc.lock has for a file or a folder (there with `.dir` at its end). Raises OSError."""
     if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.is_file())
-        listing = [{"md5": digest(file), "relpath": file.relative_to(path).as_posix()} for file in files]
-        return hashlib.md5(json.dumps(listing, sort_keys=True).encode()).hexdigest()
+        files = (file for file in path.rglob("*") if file.is_file())
+        return digest_of_files({file.relative_to(path).as_posix(): digest(file) for file in files})
     with path.open("rb") as file:
         return hashlib.file_digest(file, "md5").hexdigest()
+
+
+def digest_of_files(digests: Mapping[str, str]) -> str:
+    """The sum that dvc.lock has for a folder, from those of its files by their paths in it."""
+    paths = sorted(digests, key=lambda path: path.split("/"))
+    listing = [{"md5": digests[path], "relpath": path} for path in paths]
+    return hashlib.md5(json.dumps(listing, sort_keys=True).encode()).hexdigest()
 
 
 def digest_of_several(digests: Iterable[str]) -> str:
@@ -85,6 +91,7 @@ class Recorded:
     stage: str
     params: Params
     outs: Mapping[str, str]  # MD5 sums by path
+    deps: Mapping[str, str]  # likewise
     data_digest: str
 
     @property
@@ -137,8 +144,11 @@ def _stages(stages: dict[str, Any], current: Params) -> Iterable[Recorded]:
             }
             if name == "dense":  # of `prune` it depends on `rewind` alone; an older version had none, which was 0
                 own["prune"] = every["prune"] | own.get("prune", {"rewind": 0})
-            outs = {out["path"]: out["md5"].removesuffix(".dir") for out in stages[stage]["outs"]}
-            yield Recorded(name, stage, _params(every | own), outs, data)
+            outs, deps = (
+                {entry["path"]: entry["md5"].removesuffix(".dir") for entry in stages[stage].get(which, ())}
+                for which in ("outs", "deps")
+            )
+            yield Recorded(name, stage, _params(every | own), outs, deps, data)
 
 
 def _nested(values: dict[str, Any]) -> dict[str, Any]:

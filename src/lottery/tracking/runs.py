@@ -23,7 +23,7 @@ from lottery.pruning import density, weights_kept
 from lottery.statistics import ACCURACIES, by_level, early_stopping
 from lottery.structure import of_networks
 from lottery.tracking.outputs import REPORTS, Output
-from lottery.tracking.store import KEY, Content, Points, Store, is_complete, is_deleted, milliseconds
+from lottery.tracking.store import CLAIMED, KEY, Content, Points, Store, is_complete, is_deleted, milliseconds
 
 PARENT = tags.MLFLOW_PARENT_RUN_ID
 MEASURES = (*ACCURACIES, *BARRIERS)  # what an evaluation adds to a network's run
@@ -322,6 +322,11 @@ class Recorder:
                     own = self.origin.tags(output.stage) | {PARENT: run, KEY: key}
                     child = self.store.create(f"{output.name} {arm} {seed}", own, start + 1 + row)
                 self.store.complete(child, contents[arm, seed], attempt.logged.get(child))
+                if unfinished:
+                    self.store.renew(run)
+            for ghost in self.store.children(run):  # of an attempt that others completed
+                if KEY not in ghost.data.tags:
+                    self.store.discard(ghost.info.run_id)
             if unfinished:
                 self.store.complete(run, content, attempt.logged.get(run))
 
@@ -349,14 +354,14 @@ class Recorder:
 
     def networks(self, output: Output) -> dict[str, Run]:
         """The runs of a level's networks by their keys, deleted ones only where there is no other."""
-        runs = self.store.search(f"tags.`{KEY}` LIKE '{output.name}/%/{output.digest}'", ViewType.ALL)
-        return {
-            run.data.tags[KEY]: run for run in sorted(runs, key=lambda run: (not is_deleted(run), is_complete(run)))
-        }
+        by_key: dict[str, list[Run]] = {}
+        for run in self.store.search(f"tags.`{KEY}` LIKE '{output.name}/%/{output.digest}'", ViewType.ALL):
+            by_key.setdefault(run.data.tags[KEY], []).append(run)
+        return {key: kept for key, runs in by_key.items() if (kept := self.store.keep_one(runs))}
 
     def _stage_run(self, output: Output, attempt: Attempt | None) -> Run | None:
         """The run that an output's stage has in the store; an attempt beside it is discarded."""
-        found = next(iter(self.store.find(output.key)), None)
+        found = self.store.keep_one(self.store.find(output.key))
         if found and attempt and attempt.run and attempt.run != found.info.run_id:
             self.store.discard(attempt.run)
         return found
@@ -381,9 +386,12 @@ class Recorder:
     def _claim(self, output: Output, found: Run | None, attempt: Attempt | None) -> str | None:
         """The run to complete for an output's stage; None where another machine was faster, and completes its own."""
         if found:
-            return str(found.info.run_id)
+            run = str(found.info.run_id)
+            return run if is_complete(found) or self.store.take_over(run) else None
         run = attempt.run if attempt else ""
-        run = run or self.store.create(output.name, self.origin.tags(output.stage), milliseconds())
+        if not run:
+            own = self.origin.tags(output.stage) | {KEY: output.key, CLAIMED: self.store.claimed()}
+            run = self.store.create(output.name, own, milliseconds())
         return run if self.store.claim(output.key, run) else None
 
     def _add(self, run: Run | None, tag: str, values: Mapping[str, float | None]) -> None:

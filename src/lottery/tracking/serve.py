@@ -4,7 +4,9 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 
+from mlflow.exceptions import MlflowException
 from sqlalchemy import create_engine
 
 from lottery import LotteryError, params
@@ -34,7 +36,8 @@ def serve_ui(port: int) -> None:
     settings = params.load()
     store = connect(settings.tracking.mlflow_experiment)
     view = f"mlflow.sharedViewState.{VIEW}"
-    store.call("set_experiment_tag", store.experiment, view, _view(settings.every_arm))
+    with suppress(MlflowException, OSError):  # who may not write sees the view that others left, or the usual columns
+        store.call("set_experiment_tag", store.experiment, view, _view(settings.every_arm))
     uri = tracking_uri()
     base = shown_uri() if uri.startswith("http") else f"http://127.0.0.1:{port}"
     # the page opens in its mode for language models unless its address says otherwise; an order in the address would

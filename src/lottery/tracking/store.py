@@ -14,10 +14,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from lottery.tracking.address import StoreError, is_sqlite, tracking_uri
-from lottery.workplace import scratch
+from lottery.workplace import root, scratch
 
 # Set before mlflow is imported: nothing calls home, and a server that is down costs seconds, where MLflow's own
 # 7 retries of 120 s cost a quarter of an hour.
@@ -97,7 +97,9 @@ class Store:
                     ):
                         raise StoreError(f"{path} is no whole MLflow store; move it away and run `lottery sync`")
                 return
-            with scratch() as folder:
+            path.parent.joinpath(".lottery").mkdir(exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=path.parent / ".lottery") as name:  # on the store's own file system
+                folder = Path(name)
                 client = self._watch(lambda: MlflowClient(f"sqlite:///{folder / 'new.db'}"))
                 self._watch(client.search_experiments)
                 with closing(sqlite3.connect(folder / "new.db")) as database:
@@ -110,12 +112,12 @@ class Store:
     def _find_or_create(self, name: str) -> str:
         found = self.call("get_experiment_by_name", name)
         if found is None:
-            # absolute, or the folder would depend on where a stage and the UI were started
-            path = Path(self.uri.removeprefix("sqlite:///")).parent / "mlartifacts"
+            # absolute, or it would depend on where a stage and the UI were started; an MLflow server has its own
+            path = (Path(self.uri.removeprefix("sqlite:///")).parent if is_sqlite() else root()) / "mlartifacts"
             with self.lock():
                 found = self.call("get_experiment_by_name", name)
                 if found is None:
-                    location = path.resolve().as_uri() if is_sqlite() else None
+                    location = None if self.uri.startswith("http") else path.resolve().as_uri()
                     try:
                         return str(self.call("create_experiment", name, artifact_location=location))
                     except Exception:  # another machine was faster
@@ -137,8 +139,15 @@ class Store:
             folder.mkdir(exist_ok=True)
         else:
             folder, name = Path(tempfile.gettempdir()), f"lottery-{os.getuid()}-{self._address}.lock"
-        with FileLock(folder / name, timeout=120, is_singleton=True):
+        lock = FileLock(folder / name, timeout=120, is_singleton=True)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise StoreError("another process of this machine writes to it for over 120 s; wait for its end") from None
+        try:
             yield
+        finally:
+            lock.release()
 
     @property
     def _address(self) -> str:
@@ -167,9 +176,19 @@ class Store:
                 return runs
 
     def find(self, key: str) -> list[Run]:
-        """The runs with a key: active before deleted, complete before incomplete, then by id."""
-        runs = self.search(f"tags.`{KEY}` = '{key}'", ViewType.ALL)
-        return sorted(runs, key=lambda run: (is_deleted(run), not is_complete(run), run.info.run_id))
+        """The runs with a key, in the order of `_rank`."""
+        return sorted(self.search(f"tags.`{KEY}` = '{key}'", ViewType.ALL), key=_rank)
+
+    def keep_one(self, runs: Sequence[Run]) -> Run | None:
+        """Of the runs with one key that which stays; others, which a failure can leave, are deleted.
+
+        But for those that another machine may be at, which deletes its own. Call it under `lock`.
+        """
+        ranked = sorted(runs, key=_rank)
+        for run in ranked[1:]:
+            if not is_deleted(run) and not self.is_being_written(run):
+                self.discard(run.info.run_id)
+        return ranked[0] if ranked else None
 
     def children(self, run: str, view: int = ViewType.ACTIVE_ONLY) -> list[Run]:
         """The runs below a run."""
@@ -187,17 +206,35 @@ class Store:
         The lock keeps the processes of one machine apart. Two machines may both find that no run has the key: then
         each sees the other's here, and all but one delete their own.
         """
-        claim = f"{self._machine} {milliseconds()}"
-        self.call("log_batch", run, tags=[RunTag(KEY, key), RunTag(CLAIMED, claim)])
+        self.call("log_batch", run, tags=[RunTag(KEY, key), RunTag(CLAIMED, self.claimed())])
         if not is_sqlite():
             time.sleep(SETTLING)
-        active = [found for found in self.find(key) if not is_deleted(found)]
-        keeps = min(active, key=lambda found: (not is_complete(found), not _has_won(found), found.info.run_id))
+        keeps = next(found for found in self.find(key) if not is_deleted(found))
         if keeps.info.run_id != run:
             self.discard(run)
+            self.made -= 1
             return False
-        self.call("set_tag", run, CLAIMED, f"{claim} won")
+        self.renew(run)
         return True
+
+    def take_over(self, run: str) -> bool:
+        """Claim an incomplete run that nobody is at, and say whether no other machine did so at the same time."""
+        claim = self.claimed()
+        self.call("set_tag", run, CLAIMED, claim)
+        if not is_sqlite():
+            time.sleep(SETTLING)
+            if self.call("get_run", run).data.tags.get(CLAIMED) != claim:
+                return False
+        self.renew(run)
+        return True
+
+    def renew(self, run: str) -> None:
+        """Say that this machine still writes a run."""
+        self.call("set_tag", run, CLAIMED, f"{self.claimed()} won")
+
+    def claimed(self) -> str:
+        """A claim of this machine's, made now."""
+        return f"{self._machine} {milliseconds()}"
 
     def is_being_written(self, run: Run) -> bool:
         """Whether another machine has claimed a run and may be at it; a process of this one would hold the lock."""
@@ -239,7 +276,8 @@ class Store:
         for name, write in content.artifacts.items():
             with scratch() as folder:
                 write(folder)
-                self.call("log_artifacts", run, str(folder), name)
+                for file in sorted(folder.iterdir()):
+                    self.call("log_artifact", run, str(file), name)
         self.call("set_terminated", run)
         self.call("set_tag", run, COMPLETE, "true")
         self.completed += 1
@@ -250,8 +288,10 @@ def milliseconds() -> int:
     return time.time_ns() // 1_000_000
 
 
-def _has_won(run: Run) -> bool:
-    return run.data.tags.get(CLAIMED, "").endswith(" won")
+def _rank(run: Run) -> tuple[bool, bool, bool, str]:
+    """By which of the runs with one key one stays: active before deleted, complete, claimed and settled, by id."""
+    won = run.data.tags.get(CLAIMED, "").endswith(" won")
+    return is_deleted(run), not is_complete(run), not won, run.info.run_id
 
 
 def is_complete(run: Run) -> bool:

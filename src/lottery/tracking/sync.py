@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 
 from dvc.api import DVCFileSystem
@@ -16,14 +17,14 @@ from lottery.params import Params
 from lottery.provenance import git
 from lottery.tracking.address import shown_uri, without_password
 from lottery.tracking.attempts import Mark, left
-from lottery.tracking.outputs import SEVERAL, MissingError, Output, Recorded, digest, recorded
+from lottery.tracking.outputs import SEVERAL, MissingError, Output, Recorded, digest, digest_of_files, recorded
 from lottery.tracking.runs import PARENT, Attempt, Origin, Recorder, origin_of_workspace
 from lottery.tracking.serve import connect, first_line
 from lottery.tracking.store import ATTEMPT, KEY, Store, is_complete
 from lottery.workplace import root, scratch
 
 FILES = ("history.csv", "masks.safetensors")  # what a level's runs show; its weights are large and not among it
-Attempts = dict[str, tuple[Mark, list[Run]]]  # unfinished ones whose outputs are whole, by the outputs' keys
+Attempts = dict[str, list[tuple[Mark, list[Run]]]]  # unfinished ones whose outputs are whole, by the outputs' keys
 
 
 def sync(params: Params, revisions: Sequence[str] = (), all_commits: bool = False, restore: bool = False) -> list[str]:
@@ -35,7 +36,7 @@ def sync(params: Params, revisions: Sequence[str] = (), all_commits: bool = Fals
     store = connect(params.tracking.mlflow_experiment)
     try:
         attempts, lines = _end_attempts(store)
-        commits = git("log", "--all", "--format=%H", "--", "dvc.lock").split() if all_commits else []
+        commits = git("log", "--all", "--full-history", "--format=%H", "--", "dvc.lock").split() if all_commits else []
         if not revisions and not all_commits:
             lines += _sync(Recorder(store, origin_of_workspace(os.environ), restore), params, Workspace(), attempts)
         for revision in dict.fromkeys([*revisions, *commits]):
@@ -43,11 +44,17 @@ def sync(params: Params, revisions: Sequence[str] = (), all_commits: bool = Fals
             shown = origin.commit[:7] if revision == origin.commit else revision
             try:
                 told = _sync(Recorder(store, origin, restore), params, source, attempts)
-            except LotteryError as error:  # one bad commit among all of them costs only its own runs
+            except (
+                LotteryError,
+                LookupError,
+                ValueError,
+            ) as error:  # a bad commit costs its own runs alone
                 if revision in revisions:
                     raise LotteryError(f"--rev {revision}: {error}") from error
-                told = [str(error)]
+                told = [str(error) if isinstance(error, LotteryError) else f"not of this version: {first_line(error)}"]
             lines += [f"{shown}: {line}" for line in told]
+        for _, runs in chain.from_iterable(attempts.values()):  # of outputs that are not among these; they stay marked
+            _end(store, runs)
         return lines + _strangers(store)
     except LotteryError:
         raise
@@ -66,6 +73,8 @@ def _sync(recorder: Recorder, params: Params, source: "Workspace | Revision", at
         attempt = _adopted(attempts, output)
         try:
             if entry.name == "evaluate":
+                if source.models([level.name for level in levels]) != entry.deps.get("models"):
+                    raise MissingError("evaluate: read other levels than those here; `dvc repro` brings them together")
                 recorder.evaluation(output, levels, attempt)
             elif entry.name in ("download", "plot"):
                 recorder.simple(output, attempt)
@@ -75,8 +84,9 @@ def _sync(recorder: Recorder, params: Params, source: "Workspace | Revision", at
         except MissingError as error:
             missing.append(str(error))
         else:
-            if output.key in attempts:
-                attempts.pop(output.key)[0].remove()
+            for mark, runs in attempts.pop(output.key, ()):
+                _end(store, [run for run in runs if KEY not in store.call("get_run", run.info.run_id).data.tags])
+                mark.remove()
     counts = {"made": store.made, "completed": store.completed - store.made, "restored": tally.restored}
     counts |= {"already complete": tally.there, "being written by another machine": tally.elsewhere}
     lines = ["runs: " + (", ".join(f"{count} {word}" for word, count in counts.items() if count) or "none")]
@@ -93,15 +103,19 @@ def _end_attempts(store: Store) -> tuple[Attempts, list[str]]:
     for mark, key in left(shown_uri()):
         runs = store.search(f"tags.`{ATTEMPT}` = '{mark.name}'")
         if key:
-            whole[key] = mark, runs
+            whole.setdefault(key, []).append((mark, runs))
             continue
-        for run in runs:
-            if run.info.status == "RUNNING":
-                store.call("set_terminated", run.info.run_id, "KILLED")
-                if PARENT not in run.data.tags:
-                    lines.append(f"the process of run {run.info.run_name} is dead: marked KILLED")
+        lines += [f"the process of run {name} is dead: marked KILLED" for name in _end(store, runs)]
         mark.remove()
     return whole, lines
+
+
+def _end(store: Store, runs: Sequence[Run]) -> list[str]:
+    """Mark those of a dead process's runs KILLED that are still open; the names of its stages' among them."""
+    open_ones = [run for run in runs if run.info.status == "RUNNING"]
+    for run in open_ones:
+        store.call("set_terminated", run.info.run_id, "KILLED")
+    return [run.info.run_name for run in open_ones if PARENT not in run.data.tags]
 
 
 def _strangers(store: Store) -> list[str]:
@@ -114,7 +128,7 @@ def _strangers(store: Store) -> list[str]:
 
 def _adopted(attempts: Attempts, output: Output) -> Attempt | None:
     """The attempt whose runs an output's may be completed from."""
-    _, runs = attempts.get(output.key, (None, []))
+    _, runs = next(iter(attempts.get(output.key, ())), (None, []))
     stage = next((run.info.run_id for run in runs if PARENT not in run.data.tags), None)
     if stage is None:
         return None
@@ -138,6 +152,12 @@ class Workspace:
             return (root() / "dvc.lock").read_text()
         except OSError as error:
             raise LotteryError("dvc.lock: no such file; `dvc repro` makes it") from error
+
+    def models(self, levels: Sequence[str]) -> str:
+        """The MD5 sum of models/ with these levels."""
+        folder = root() / "models"
+        files = (file for level in levels for file in (folder / level).rglob("*") if file.is_file())
+        return digest_of_files({file.relative_to(folder).as_posix(): digest(file) for file in files})
 
     @contextmanager
     def files(self, entry: Recorded) -> Iterator[Path]:
@@ -165,6 +185,20 @@ class Revision:
         except Exception as error:  # DVC reads the whole pipeline for this
             raise LotteryError(f"DVC cannot read its pipeline: {first_line(error)}") from error
 
+    def models(self, levels: Sequence[str]) -> str:
+        """The MD5 sum of models/ with these levels. Raises MissingError."""
+        try:
+            found = {
+                path: info["dvc_info"]["md5"]
+                for level in levels
+                for path, info in self._files.find(f"models/{level}", detail=True).items()
+            }
+        except Exception as error:  # of DVC's, its data packages' or a remote's
+            raise MissingError(
+                f"models: no DVC cache or remote within reach lists them: {first_line(error)}"
+            ) from error
+        return digest_of_files({path.removeprefix("models/"): total for path, total in found.items()})
+
     @contextmanager
     def files(self, entry: Recorded) -> Iterator[Path]:
         """A folder with what an output's runs show of its files. Raises MissingError."""
@@ -174,6 +208,11 @@ class Revision:
                     place = folder / path.removeprefix("reports/" if entry.name in SEVERAL else f"models/{entry.name}/")
                     place.parent.mkdir(exist_ok=True)
                     self._files.get_file(path, str(place))
+                for path, total in entry.outs.items() if entry.name in SEVERAL else ():  # which git has
+                    if digest(folder / path.removeprefix("reports/")) != total:
+                        raise MissingError(f"{path} of this commit is not what its dvc.lock records")
+            except MissingError:
+                raise
             except Exception as error:  # of DVC's, its data packages' or a remote's
                 raise MissingError(
                     f"{entry.stage}: its files are in no DVC cache or remote within reach: {first_line(error)}"
