@@ -12,7 +12,7 @@ repro: .venv/ready  ## check params.yaml and run the pipeline: what is not up to
 	dvc repro
 
 test: lint  ## linter, type checker and tests
-	pytest -m "not slow"
+	pytest -m "not slow" -n 2 --dist worksteal
 
 test-all: .venv/ready  ## the tests that `make test` has no room for
 	pytest -m slow
