@@ -233,7 +233,9 @@ def test_where_the_folder_lacks_a_file_the_next_source_is_asked_and_the_reason_s
     assert "set LOTTERY_DATA to a folder with the original files (train-images-idx3-ubyte.gz, " in line
 
 
-@pytest.mark.parametrize("content", [b"", b"no gzip", gzip.compress(b"cut" * 999, mtime=0)[:-9], gzip.compress(b"", mtime=0)[:-8]])
+@pytest.mark.parametrize(
+    "content", [b"", b"no gzip", gzip.compress(b"cut" * 999, mtime=0)[:-9], gzip.compress(b"", mtime=0)[:-8]]
+)
 def test_a_gzipped_file_that_does_not_unpack_is_named(
     content: bytes, workspace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,17 +3,18 @@
 import json
 import shutil
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from torch import Tensor
 
 from lottery import claims, connectivity, params, reports, structure, tracking, verdicts
 from lottery.artifacts import load_contents, load_history, load_masks, load_parameters, load_twins
 from lottery.connectivity import Measured
 from lottery.data import load_split, load_test
-from lottery.network import Masks, accuracy, stack
+from lottery.network import Masks, Parameters, accuracy, stack
 from lottery.params import BEFORE_TRAINING, Params
 from lottery.pruning import density, weights_kept
 from lottery.stages import run, threads
@@ -125,13 +126,16 @@ def _measure_level(p: Params, name: str, on_test: Measured, on_train: Measured) 
             "early_stopping_iteration": stops["early_stopping_iteration"],
             "censored": stops["censored"],
             "dense_loss_iteration": reached(history, dense_losses),
-            "test_accuracy": accuracy(stopped, *on_test),
-            "test_accuracy_last": accuracy(final, *on_test),
-            "test_accuracy_start": accuracy(initial, *on_test),
-            "train_accuracy": accuracy(stopped, *on_train),
-            "train_accuracy_last": accuracy(final, *on_train),
+            **_accuracies("test_accuracy", {"": stopped, "_last": final, "_start": initial}, on_test),
+            **_accuracies("train_accuracy", {"": stopped, "_last": final}, on_train),
         }
     )
+
+
+def _accuracies(name: str, networks: Mapping[str, Parameters], on: Measured) -> dict[str, Tensor]:
+    """A column for each of several states of the same networks, measured together to keep every core at work."""
+    accuracies = accuracy(stack(list(networks.values())), *on).chunk(len(networks))
+    return {f"{name}{state}": measured for state, measured in zip(networks, accuracies, strict=True)}
 
 
 def of_every_level(p: Params, table: Callable[[Path], pd.DataFrame | None], columns: Sequence[str]) -> pd.DataFrame:
