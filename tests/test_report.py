@@ -60,7 +60,7 @@ def test_a_verdict_that_stands_after_holm_comes_before_a_sparser_one_that_does_n
     none = both.verdicts.assign(survives_holm=["no", "no"])
     first, second = answer(dataclasses.replace(both, verdicts=none))
     assert "(p75)" in first
-    assert "though not after Holm's adjustment over levels" in second
+    assert "; this verdict does not stand after Holm's adjustment over the levels" in second
 
 
 def test_a_verdict_stands_in_the_files_as_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,7 +72,7 @@ def test_a_verdict_stands_in_the_files_as_in_memory(tmp_path: Path, monkeypatch:
         both, verdicts=plot.load_report("verdicts.csv"), conditions=plot.load_report("conditions.csv")
     )
     assert answer(read) == answer(both)
-    assert "though" not in answer(read)[1]
+    assert "Holm" not in answer(read)[1]
 
 
 def test_without_a_winning_ticket_the_answer_says_so() -> None:
@@ -152,6 +152,16 @@ def test_the_committed_report_is_the_templates(tmp_path: Path) -> None:
     figures = {path.stem for path in (ROOT / "reports/figures").glob("*.png")}
     assert page.count("<img ") == len(figures)
     assert all(len(words) > 20 for words in re.findall(r'<img [^>]*alt="([^"]*)"', page))
+
+
+def test_the_readme_shows_the_committed_results() -> None:
+    lines = (ROOT / "README.md").read_text().splitlines()
+    shown = {line.split("|")[1].strip(): line for line in lines if line.startswith("| ")}
+    for row in pd.read_csv(ROOT / "reports/levels.csv").to_dict("records"):
+        assert percent(row["test_accuracy_mean"], row["test_accuracy_std"]) in shown[row["level"]]
+    for row in pd.read_csv(ROOT / "reports/verdicts.csv").to_dict("records"):
+        assert shown[row["level"]].rpartition("| ")[2].startswith(row["verdict"])
+        assert ("not after Holm" in shown[row["level"]]) == (row["survives_holm"] == "no")
 
 
 @pytest.mark.slow

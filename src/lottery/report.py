@@ -137,7 +137,7 @@ def answer(findings: Findings) -> list[str]:
         f"the same masks with fresh weights by {gains[0]} points and random masks by {gains[1]} points."
     )
     others = [each["verdict"] for each in findings.judged if each is not best]
-    holm = "" if sure else ", though not after Holm's adjustment over levels"
+    holm = "" if sure else "; this verdict does not stand after Holm's adjustment over the levels"
     rest = f"; the other levels are {_counted(others)}" if others else ""
     return [first, f"{intervals} over {basis}{holm}{_censored(best)}{rest}."]
 
