@@ -29,13 +29,21 @@ from stores import address, connect, keys, kill, lose_the_store, picture, servin
 
 KILLS = 5
 LEVEL = "p80"
-# a stage as DVC runs it, which prints the seconds of its training
+# a stage as DVC runs it, which prints the seconds of its training and of the processor that its tracking thread took
 STAGE = """
 import sys, time
 from contextlib import nullcontext
 from types import SimpleNamespace
 from lottery import experiment, tracking
 from lottery.stages import prune
+from lottery.tracking import live
+
+def work(self, work=live.StageRun._work):
+    work(self)
+    thread.append(time.thread_time())
+
+thread = []
+live.StageRun._work = work
 
 def timed(*arguments, level=experiment.level):
     began = time.perf_counter()
@@ -48,6 +56,7 @@ if sys.argv[1:] == ["untracked"]:
     nothing = SimpleNamespace(watch=lambda group: None, log_level=lambda folder: None)
     tracking.stage = lambda params, name: nullcontext(nothing)
 prune.main()
+print(*thread or [0.0])
 """
 
 
@@ -159,7 +168,7 @@ def costs(folder: Path, origin: Path, rounds: int) -> None:
     default: dict[str, Any] = yaml.safe_load((ROOT / "params.yaml").read_text())
     clone.change(**default | {"levels": {LEVEL: {"sparsity": 0.8, "parent": "dense"}}})
     clone.run("dvc", "repro", "train")
-    times: dict[str, list[tuple[float, float, float]]] = {"untracked": [], "SQLite": [], "server": []}
+    times: dict[str, list[tuple[float, ...]]] = {"untracked": [], "SQLite": [], "server": []}
     with serving(folder) as (uri, server):
         uris = {"untracked": "", "SQLite": address(clone), "server": uri}
         for turn in range(rounds):
@@ -168,34 +177,47 @@ def costs(folder: Path, origin: Path, rounds: int) -> None:
             for how in list(times)[turn % 3 :] + list(times)[: turn % 3]:
                 times[how].append(_stage(clone, how, uris[how], psutil.Process(server.pid)))
                 print(f"{how}: {', '.join(f'{part:.1f}' for part in times[how][-1])} s", file=sys.stderr)
-    print("\n| tracking | training, s | to untracked | whole stage, s | to untracked | CPU, s | to untracked |")
-    print("|---|---|---|---|---|---|---|")
+    columns = [f"{what}, s | to untracked" for what in ("training", "whole stage", "CPU")]
+    print(f"\n| tracking | {' | '.join(columns)} | tracking's own CPU |\n|{'---|' * 8}")
     for how, taken in times.items():
         cells = [f"| {how}"]
         for part in range(3):
             ratios = [each[part] / usual[part] for each, usual in zip(taken, times["untracked"], strict=True)]
             cells.append(f"{statistics.median(each[part] for each in taken):.1f}")
             cells.append(f"{statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})")
+        shares = [each[3] / each[2] for each in taken]
+        cells.append(f"{statistics.median(each[3] for each in taken):.1f} s, {statistics.median(shares):.1%}")
         print(" | ".join(cells), "|")
 
 
-def _stage(clone: Clone, how: str, uri: str, server: psutil.Process) -> tuple[float, float, float]:
-    """The seconds of a stage's training, those of its process, and those of all processors, the server's too."""
+def _stage(clone: Clone, how: str, uri: str, server: psutil.Process) -> tuple[float, ...]:
+    """The seconds of a stage's training, of its process, of all processors, and of these what tracking took.
+
+    Tracking is a thread of the stage's, from importing MLflow to the last artifact, and the server. Unlike the clock,
+    the processors' seconds are not those of others' work.
+    """
     own = clone.environment | {"DVC_STAGE": f"prune@{LEVEL}", "DVC_ROOT": str(clone.folder)}
     own["MLFLOW_HTTP_REQUEST_TIMEOUT"] = "60"  # or a busy machine would end the tracking that is timed
     own |= {"MLFLOW_TRACKING_URI": uri} if uri else {}
-    started, used = time.perf_counter(), _processors(server)
+    started, stages, served = time.perf_counter(), _of_stages(), _of_server(server)
     done = subprocess.run([sys.executable, "-c", STAGE, how], cwd=clone.folder, env=own, capture_output=True, text=True)
     whole = time.perf_counter() - started
     assert (done.returncode, done.stderr) == (0, ""), done.stderr
-    return float(done.stdout), whole, _processors(server) - used
+    training, thread = map(float, done.stdout.split())
+    served = _of_server(server) - served
+    return training, whole, _of_stages() - stages + served, thread + served
 
 
-def _processors(server: psutil.Process) -> float:
-    """Seconds of processors that stages so far and the server used; unlike the clock, not those of others' work."""
+def _of_stages() -> float:
+    """Seconds of processors that stages used so far."""
     stages = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return stages.ru_utime + stages.ru_stime
+
+
+def _of_server(server: psutil.Process) -> float:
+    """Seconds of processors that the server used so far."""
     each = [process.cpu_times() for process in (server, *server.children(recursive=True))]
-    return stages.ru_utime + stages.ru_stime + sum(times.user + times.system for times in each)
+    return sum(times.user + times.system for times in each)
 
 
 def main() -> None:
