@@ -159,7 +159,7 @@ def test_results_of_other_levels_are_not_given_to_those_that_are_here(clone: Clo
     clone.change(levels=SMALL["levels"] | {"p50": {"sparsity": 0.45, "parent": "dense"}})
     clone.repro("prune@p50")
     told = sync(clone)
-    assert "evaluate: read other levels than those here; `dvc repro` brings them together" in told
+    assert "evaluate: read other levels than those here, whose runs get no test results from it" in told
     new = runs(store(clone), "params.level = 'p50' and params.sparsity = '0.45' and params.seed LIKE '%'")
     assert len(new) == 6
     assert not any("test_accuracy" in run.data.metrics for run in new)
