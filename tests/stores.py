@@ -140,7 +140,7 @@ def sync(clone: Clone, *arguments: str, **variables: str) -> list[str]:
         capture_output=True,
         text=True,
     )
-    assert (done.returncode, done.stderr) == (0, "")
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr
     return done.stdout.splitlines()
 
 
