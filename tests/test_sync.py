@@ -1,5 +1,6 @@
 """MLflow tells the same story as DVC, whatever happened to it: on real stores, real servers and real DVC."""
 
+import json
 import random
 import shutil
 import sqlite3
@@ -299,6 +300,25 @@ def test_what_failures_left_twice_or_without_a_key_goes(clone: Clone) -> None:
     sync(clone)
     assert picture(store(clone)) == before
     assert len(keys(store(clone))) == RUNS
+
+
+@pytest.mark.slow
+def test_an_attempt_that_a_failure_cut_off_is_completed_and_its_ghosts_go(clone: Clone) -> None:
+    """The server died as the stage opened its runs, before one of them had its parameters."""
+    before, client = picture(store(clone)), store(clone)
+    level = next(run for run in runs(client) if run.data.tags[KEY].startswith("p75/") and PARENT not in run.data.tags)
+    key, attempt = level.data.tags[KEY], level.data.tags["lottery.attempt"]
+    for run in [level, *runs(client, f"tags.`{PARENT}` = '{level.info.run_id}'")]:
+        for tag in (KEY, "lottery.complete"):
+            client.delete_tag(run.info.run_id, tag)
+    ghost = {PARENT: level.info.run_id, "lottery.attempt": attempt}
+    client.create_run(level.info.experiment_id, tags=ghost, run_name="p75 random 1")
+    mark = clone.folder / f".lottery/runs/{attempt}.json"
+    mark.write_text(json.dumps({"store": address(clone), "key": key}))
+    sync(clone)
+    assert picture(store(clone)) == before
+    assert len(keys(store(clone))) == RUNS
+    assert not mark.exists()
 
 
 @pytest.mark.slow

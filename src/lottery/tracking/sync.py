@@ -20,7 +20,7 @@ from lottery.tracking.attempts import Mark, left
 from lottery.tracking.outputs import SEVERAL, MissingError, Output, Recorded, digest, digest_of_files, recorded
 from lottery.tracking.runs import PARENT, Attempt, Origin, Recorder, origin_of_workspace
 from lottery.tracking.serve import connect, first_line
-from lottery.tracking.store import ATTEMPT, KEY, Store, is_complete
+from lottery.tracking.store import ATTEMPT, KEY, Store, is_complete, is_deleted
 from lottery.workplace import root, scratch
 
 FILES = ("history.csv", "masks.safetensors")  # what a level's runs show; its weights are large and not among it
@@ -88,7 +88,7 @@ def _sync(recorder: Recorder, params: Params, source: "Workspace | Revision", at
             missing.append(str(error))
         else:
             for mark, runs in attempts.pop(output.key, ()):
-                _end(store, [run for run in runs if KEY not in store.call("get_run", run.info.run_id).data.tags])
+                _end(store, runs)
                 mark.remove()
     counts = {"made": store.made, "completed": store.completed - store.made, "restored": tally.restored}
     counts |= {"already complete": tally.there, "being written by another machine": tally.elsewhere}
@@ -115,10 +115,12 @@ def _end_attempts(store: Store) -> tuple[Attempts, list[str]]:
 
 def _end(store: Store, runs: Sequence[Run]) -> list[str]:
     """Mark those of a dead process's runs KILLED that are still open; the names of its stages' among them."""
-    open_ones = [run for run in runs if run.info.status == "RUNNING"]
-    for run in open_ones:
-        store.call("set_terminated", run.info.run_id, "KILLED")
-    return [run.info.run_name for run in open_ones if PARENT not in run.data.tags]
+    names = []
+    for run in (store.call("get_run", run.info.run_id) for run in runs):  # as it is now: completed, or deleted perhaps
+        if run.info.status == "RUNNING" and not is_deleted(run) and not store.is_being_written(run):
+            store.call("set_terminated", run.info.run_id, "KILLED")
+            names += [] if PARENT in run.data.tags else [run.info.run_name]
+    return names
 
 
 def _strangers(store: Store) -> list[str]:
