@@ -293,6 +293,7 @@ def test_what_failures_left_twice_or_without_a_key_goes(clone: Clone) -> None:
     level = next(run for run in runs(client) if run.data.tags[KEY].startswith("p75/") and PARENT not in run.data.tags)
     network = next(run for run in runs(client) if run.data.tags.get(PARENT) == level.info.run_id)
     client.delete_tag(level.info.run_id, "lottery.complete")  # so that there is something to complete
+    client.set_tag(level.info.run_id, "lottery.claimed", "another 0 won")  # long ago: nobody is at it
     experiment, parent = level.info.experiment_id, {PARENT: level.info.run_id}
     client.create_run(experiment, tags={KEY: level.data.tags[KEY]}, run_name="p75")
     client.create_run(experiment, tags={KEY: network.data.tags[KEY]} | parent, run_name="twice")
@@ -311,6 +312,7 @@ def test_an_attempt_that_a_failure_cut_off_is_completed_and_its_ghosts_go(clone:
     for run in [level, *runs(client, f"tags.`{PARENT}` = '{level.info.run_id}'")]:
         for tag in (KEY, "lottery.complete"):
             client.delete_tag(run.info.run_id, tag)
+    client.set_tag(level.info.run_id, "lottery.claimed", "another 0 won")
     ghost = {PARENT: level.info.run_id, "lottery.attempt": attempt}
     client.create_run(level.info.experiment_id, tags=ghost, run_name="p75 random 1")
     mark = clone.folder / f".lottery/runs/{attempt}.json"
