@@ -14,6 +14,8 @@ import pandas as pd
 import pytest
 import yaml
 from clones import SMALL, Clone
+from mlflow import MlflowClient
+from mlflow.entities import Run
 from stores import (
     KEY,
     PARENT,
@@ -286,11 +288,17 @@ def test_concurrent_syncs_make_each_run_once(clone: Clone) -> None:
     assert len(keys(store(clone))) == RUNS
 
 
+def run_of(client: MlflowClient, level: str) -> Run:
+    """The run of a level's stage."""
+    stages = [run for run in runs(client) if PARENT not in run.data.tags]
+    return next(run for run in stages if run.data.tags[KEY].startswith(f"{level}/"))
+
+
 @pytest.mark.slow
 def test_what_failures_left_twice_or_without_a_key_goes(clone: Clone) -> None:
     """A second run of a network's and of a stage's key, and children that an attempt opened and nobody completed."""
     before, client = picture(store(clone)), store(clone)
-    level = next(run for run in runs(client) if run.data.tags[KEY].startswith("p75/") and PARENT not in run.data.tags)
+    level = run_of(client, "p75")
     network = next(run for run in runs(client) if run.data.tags.get(PARENT) == level.info.run_id)
     client.delete_tag(level.info.run_id, "lottery.complete")  # so that there is something to complete
     client.set_tag(level.info.run_id, "lottery.claimed", "another 0 won")  # long ago: nobody is at it
@@ -307,7 +315,7 @@ def test_what_failures_left_twice_or_without_a_key_goes(clone: Clone) -> None:
 def test_an_attempt_that_a_failure_cut_off_is_completed_and_its_ghosts_go(clone: Clone) -> None:
     """The server died as the stage opened its runs, before one of them had its parameters."""
     before, client = picture(store(clone)), store(clone)
-    level = next(run for run in runs(client) if run.data.tags[KEY].startswith("p75/") and PARENT not in run.data.tags)
+    level = run_of(client, "p75")
     key, attempt = level.data.tags[KEY], level.data.tags["lottery.attempt"]
     for run in [level, *runs(client, f"tags.`{PARENT}` = '{level.info.run_id}'")]:
         for tag in (KEY, "lottery.complete"):
@@ -350,7 +358,7 @@ def test_two_clones_fill_one_server_once(clone: Clone, tmp_path: Path, apart: st
 
         # a run that a third machine left in the middle, minutes ago
         client = connect(uri)
-        level = next(r for r in runs(client) if r.data.tags[KEY].startswith("p50/") and PARENT not in r.data.tags)
+        level = run_of(client, "p50")
         client.delete_tag(level.info.run_id, "lottery.complete")
         client.set_tag(level.info.run_id, "lottery.claimed", "another 0 won")
         for run in runs(client, f"tags.`{PARENT}` = '{level.info.run_id}'")[:3]:

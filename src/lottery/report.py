@@ -120,7 +120,8 @@ def answer(findings: Findings) -> list[str]:
         return ["This pipeline trained no tickets, so there is no verdict.", f"It has {basis}."]
     intervals = "In brackets are 95 % intervals" if findings.seeds > 1 else "Without intervals, these are"
     if not won:
-        best = max(findings.judged, key=lambda each: float(each["comparisons"][0].mean.replace("−", "-")))
+        accuracies = findings.conditions[findings.conditions["condition"] == "equal"].set_index("level")["mean"]
+        best = next(each for each in findings.judged if each["level"] == accuracies.idxmax())
         accuracy, speed = best["comparisons"][:2]
         counts = _counted([each["verdict"] for each in findings.judged])
         first = (

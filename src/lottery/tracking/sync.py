@@ -44,11 +44,8 @@ def sync(params: Params, revisions: Sequence[str] = (), all_commits: bool = Fals
             shown = origin.commit[:7] if revision == origin.commit else revision
             try:
                 told = _sync(Recorder(store, origin, restore), params, source, attempts)
-            except (
-                LotteryError,
-                LookupError,
-                ValueError,
-            ) as error:  # a bad commit costs its own runs alone
+            except (LotteryError, LookupError, ValueError) as error:
+                # among all commits a bad one costs its own runs alone
                 if revision in revisions:
                     raise LotteryError(f"--rev {revision}: {error}") from error
                 told = [str(error) if isinstance(error, LotteryError) else f"not of this version: {first_line(error)}"]
