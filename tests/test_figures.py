@@ -138,13 +138,13 @@ def curve(axes: Axes, color: str) -> list[tuple[float, float]]:
 # --- files -----------------------------------------------------------------------------------------------------------
 
 
-def test_the_same_results_draw_the_same_bytes_whatever_the_settings_of_matplotlib(tmp_path: Path) -> None:
+def test_the_same_results_draw_the_same_bytes_whatever_matplotlibs_settings_and_the_number_of_processes(tmp_path: Path) -> None:
     for folder in ("first", "second"):
         (tmp_path / folder).mkdir()
     save_figures(results(ONE_SHOT, ["ticket"]), tmp_path / "first")
     with matplotlib.rc_context({"font.size": 20, "axes.facecolor": "pink", "savefig.dpi": 30}):
         before = dict(matplotlib.rcParams)
-        save_figures(results(ONE_SHOT, ["ticket"]), tmp_path / "second")
+        save_figures(results(ONE_SHOT, ["ticket"]), tmp_path / "second", processes=2)
         assert dict(matplotlib.rcParams) == before
     assert {path.stem for path in (tmp_path / "first").iterdir()} == WITHOUT_TWINS
     for path in sorted((tmp_path / "first").iterdir()):

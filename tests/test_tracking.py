@@ -129,7 +129,7 @@ def test_the_plot_run_carries_the_figures(finished: Clone) -> None:
 def test_a_stage_that_trains_nothing_may_take_its_time(clone: Clone) -> None:
     slow = (
         "import time; from lottery import params, tracking; p = params.load()\n"
-        "with tracking.stage(p, 'plot') as run: run._connected.wait(); time.sleep(2)"
+        "with tracking.stage(p, 'plot') as run: run.connect(); run._connected.wait(); time.sleep(2)"
     )
     assert clone.run(sys.executable, "-c", slow) == ""
 

@@ -7,6 +7,7 @@ matplotlib's own defaults, whatever a matplotlibrc says, and no version or date 
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -34,6 +35,7 @@ from lottery.drawing import (
     width_of,
 )
 from lottery.mask_figures import kept_weights, mask_inputs, mask_overlap, mask_structure
+from lottery.workers import shared, workers
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -43,15 +45,28 @@ BARRIERS = {"barrier_test": "test images", "barrier_train": "training images"}
 HOLLOW = "Hollow: a seed or more is censored, its last evaluation being its best."
 
 
-def save_figures(results: Results, folder: Path) -> None:
-    """Save every figure that has something to show in a folder, as a PNG file of its name."""
+def save_figures(
+    results: Results, folder: Path, processes: int = 1, meanwhile: Callable[[], None] = lambda: None
+) -> None:
+    """Save every figure that has something to show in a folder, as a PNG file of its name.
+
+    ``meanwhile`` is called in this process, once others draw.
+    """
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(STYLE)
-        for name, draw in FIGURES.items():
-            figure = draw(results)
-            if figure:
-                figure.savefig(folder / f"{name}.png", metadata={"Software": None})
+        # matplotlib may draw in one thread alone
+        with workers(processes if sys.platform == "linux" else 1, results) as pool:
+            drawn = [pool.submit(_save_figure, name, folder) for name in FIGURES]
+            meanwhile()
+            for each in drawn:
+                each.result()
+
+
+def _save_figure(name: str, folder: Path) -> None:
+    figure = FIGURES[name](shared())
+    if figure:
+        figure.savefig(folder / f"{name}.png", metadata={"Software": None})
 
 
 # --- figures ---------------------------------------------------------------------------------------------------------

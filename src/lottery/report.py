@@ -6,6 +6,7 @@ The page is `report.html.j2`; here is what it says. The same results give the sa
 import base64
 import math
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from io import BytesIO
@@ -173,10 +174,12 @@ def render(findings: Findings, figures: Path) -> str:
         undefined=jinja2.StrictUndefined,
     )
     environment.filters |= {"claimed": claimed, "percent": percent, "cell": cell}
+    names = [name for name in FIGURES if (figures / f"{name}.png").exists()]
+    with ThreadPoolExecutor() as pool:
+        sources = list(pool.map(embedded, (figures / f"{name}.png" for name in names)))
     pictures = [
-        {"name": name, "source": embedded(figures / f"{name}.png"), "alternative": _first_line(figure)}
-        for name, figure in FIGURES.items()
-        if (figures / f"{name}.png").exists()
+        {"name": name, "source": source, "alternative": _first_line(FIGURES[name])}
+        for name, source in zip(names, sources, strict=True)
     ]
     return environment.get_template("report.html.j2").render(
         findings=findings,

@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy import stats
+from scipy import special
 
 ACCURACIES = (  # fractions: at the early-stopping iteration, at the last iteration, before training
     "test_accuracy",
@@ -118,7 +118,7 @@ class Interval:
         distance = self.mean - bound if side == "above" else bound - self.mean
         if error == 0:
             return 0.0 if distance > 0 else 1.0
-        return float(min(1.0, 2 * stats.t.sf(distance / error, n - 1)))
+        return float(min(1.0, 2 * special.stdtr(n - 1, -distance / error)))
 
     def exp(self) -> "Interval":
         """The same on the scale of ratios, from that of logarithms."""
@@ -134,7 +134,7 @@ def interval(values: Sequence[float], *, bounded_below: bool = True, bounded_abo
     mean = math.fsum(values) / len(values)
     reach = math.inf
     if len(values) > 1:
-        reach = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1)) * _standard_error(values)
+        reach = float(special.stdtrit(len(values) - 1, (1 + CONFIDENCE) / 2)) * _standard_error(values)
     low = mean - reach if bounded_below else -math.inf
     high = mean + reach if bounded_above else math.inf
     return Interval(mean, low, high, tuple(values))
@@ -176,11 +176,13 @@ def seeds_needed(distance: float, deviation: float) -> int | None:
     ``distance`` is that of the true mean, fixed in advance, from the bound, and ``deviation`` the standard deviation of
     the paired differences, in the same unit. The power is a noncentral t distribution's (Cohen 1988, section 2).
     """
+    from scipy.stats import nct  # takes a second, which a stage that tracks its networks need not spend
+
     for n in range(2, MOST_SEEDS + 1):
         if deviation == 0:
             return n
-        critical = stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)
-        if stats.nct.sf(critical, n - 1, distance / deviation * math.sqrt(n)) >= POWER:
+        critical = special.stdtrit(n - 1, (1 + CONFIDENCE) / 2)
+        if nct.sf(critical, n - 1, distance / deviation * math.sqrt(n)) >= POWER:
             return n
     return None
 

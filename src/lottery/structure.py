@@ -15,7 +15,6 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
-from scipy.stats import hypergeom
 from torch import Tensor
 
 from lottery.network import Masks
@@ -88,6 +87,8 @@ def chance(size: int, first: int, second: int) -> float:
 
     Exact: their intersection is hypergeometric. At one density d it is about d / (2 - d). NaN where both are empty.
     """
+    from scipy.stats import hypergeom  # takes a second, which a stage that tracks its networks need not spend
+
     if not first + second:
         return math.nan
     lowest, highest = max(0, first + second - size), min(first, second)

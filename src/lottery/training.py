@@ -2,16 +2,10 @@
 
 import math
 import mmap
-import multiprocessing
-import os
-import signal
-import sys
-import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Executor, ProcessPoolExecutor, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, wait
 from dataclasses import dataclass, replace
 from functools import cached_property
-from multiprocessing.process import BaseProcess
 from typing import Literal
 
 import torch
@@ -21,6 +15,7 @@ from lottery.images import Split
 from lottery.network import CACHE_LINE, Gradients, Masks, Parameters, score, stack
 from lottery.randomness import generator
 from lottery.schedules import Schedule, constant
+from lottery.workers import shared, workers
 
 SPARSE = 0.25  # the density below which the optimizer gathers the kept weights; see `Group`
 GROUP_BYTES = 6 << 20  # what a group's weights, gradients, moments and masks may take; see `group_size`
@@ -346,7 +341,7 @@ def train(
         )
         for rows in _slices(recipes, size)
     ]
-    pool = _workers(min(threads, len(groups)), groups)
+    pool = workers(min(threads, len(groups)), groups)
     try:
         # each group advances by one evaluation at a time and queues up again, which keeps all workers busy to the end
         running = {pool.submit(_advance, index) for index in range(len(groups))}
@@ -380,39 +375,6 @@ def _slices(recipes: Sequence[Recipe], size: int) -> Iterator[slice]:
             first = row
 
 
-# --- workers ---------------------------------------------------------------------------------------------------------
-
-_worker = threading.local()
-
-
-def _workers(count: int, groups: list[Group]) -> Executor:
-    """Workers that `_advance` these groups.
-
-    Forked processes, because threads wait for each other's hold of the interpreter between some 30 short operators an
-    iteration; a process for a single worker too, because a thread that has multiplied matrices takes a lock of MKL's as
-    it ends, and whoever is forked at that moment waits for it for ever. Threads where forking is not safe.
-    """
-    if sys.platform == "linux":
-        return ProcessPoolExecutor(count, multiprocessing.get_context("fork"), _begin, (groups,))
-    return ThreadPoolExecutor(count, initializer=_begin, initargs=(groups,))
-
-
-def _begin(groups: list[Group]) -> None:
-    torch.set_num_threads(1)
-    _worker.groups = groups
-    parent = multiprocessing.parent_process()
-    if parent:
-        # ctrl-C reaches every process of the terminal; the parent ends its workers, and they end if it is killed
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
-
-
-def _end_with(parent: BaseProcess) -> None:
-    parent.join()
-    os._exit(1)
-
-
 def _advance(index: int) -> int:
-    _worker.groups[index].advance()
+    shared()[index].advance()
     return index

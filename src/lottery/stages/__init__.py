@@ -1,5 +1,6 @@
 """One module per stage of dvc.yaml, and what they share: how a stage ends, and training as params.yaml says."""
 
+import gc
 import os
 import signal
 import sys
@@ -16,12 +17,14 @@ def run(stage: Callable[[], None]) -> NoReturn:
     SIGTERM ends a stage as ctrl-C does, so that its MLflow run is marked KILLED.
     """
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    gc.freeze()  # what the imports left stays to the end, and no collection need look at it again
     try:
         stage()
     except LotteryError as error:
         sys.exit(_complain(str(error), 2))
     except KeyboardInterrupt:
         sys.exit(_complain("interrupted; `dvc repro` starts this stage anew", 130))
+    gc.freeze()  # else Python spends over a second at exit on looking through all that torch and MLflow made
     sys.exit(0)
 
 

@@ -9,6 +9,7 @@ def main() -> None:
     """Leave data/<name>.safetensors."""
     p = params.load()
     with tracking.stage(p, "download") as tracked:
+        tracked.connect()
         fetch(p.data.name, p.data_file)
         tracked.log_data()
 

@@ -40,6 +40,7 @@ def main() -> None:
     p = params.load()
     remove_old_levels(p)
     with tracking.stage(p, "evaluate") as tracked:
+        tracked.connect()
         on_test, on_train = images(p)
         networks = measure(p, on_test, on_train)
         levels = summarize(networks).assign(trainings=lambda table: table["level"].map(lambda name: trainings(p, name)))

@@ -12,7 +12,7 @@ from lottery.artifacts import load_contents, load_history, load_masks
 from lottery.drawing import Results
 from lottery.params import Params
 from lottery.report import Findings
-from lottery.stages import run
+from lottery.stages import run, threads
 from lottery.workplace import replacing
 
 MODELS, REPORTS = Path("models"), Path("reports")
@@ -25,7 +25,7 @@ def main() -> None:
         results = load_results()
         with replacing(REPORTS / "figures") as folder:
             folder.mkdir()
-            figures.save_figures(results, folder)
+            figures.save_figures(results, folder, threads(p), tracked.connect)
         with replacing(REPORTS / "report.html") as page:
             page.write_text(report.render(load_findings(p, results), REPORTS / "figures"), encoding="utf-8")
         tracked.log_plots(REPORTS)

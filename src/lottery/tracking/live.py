@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from lottery.tracking.store import Points
     from lottery.training import Group
 
-MEANS_EVERY, NETWORKS_EVERY = 4.0, 20.0  # seconds between live points of the arms' means and of the networks
+MEANS_EVERY, NETWORKS_EVERY = 4.0, 24.0  # seconds between live points of the arms' means and of the networks
 NO_ANSWER = 6.0  # seconds that a call may take on a server; HTTP requests give up after 2 by themselves
 NO_ANSWER_SQLITE = 120.0  # creating the store takes some, and others may write
 
@@ -53,22 +53,25 @@ class StageRun:
         self._means: dict[tuple[str, int], dict[int, tuple[float, ...]]] = {}
         self._curves: dict[tuple[str, int], list[tuple[int, tuple[float, ...]]]] = {}
         if params.tracking.required:
-            self._start()
+            self.connect()
             self._wait(self._connected.is_set)
             if self._failed:
                 raise LotteryError(f"{self._failed}; tracking.required is true, so the stage stops before it begins")
-        elif not self._trains:
-            self._start()
 
     # --- what a stage says ---
 
-    def watch(self, group: "Group") -> None:
-        """A group has been evaluated: what `training.train` calls.
+    def connect(self) -> None:
+        """Begin the thread, which opens the runs; what a stage says later does so too.
 
-        The first call starts the thread: workers have been forked by then, and do not inherit it in the midst of
-        importing MLflow.
+        A stage that forks does it afterwards: its workers must not inherit a thread in the midst of importing MLflow.
         """
-        self._start()
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
+            self._thread.start()
+
+    def watch(self, group: "Group") -> None:
+        """A group has been evaluated: what `training.train` calls, after it has forked."""
+        self.connect()
         # a worker may be at the group again already: what it has evaluated is read once
         evaluated = int(group.evaluated)
         for place in range(self._watched_to.get(group.first, 0), evaluated):
@@ -129,7 +132,7 @@ class StageRun:
         """End the runs, as FINISHED, FAILED or KILLED, and the thread."""
         if status != "FINISHED":
             self._post(lambda: self._end(status))
-        self._start()
+        self.connect()
         self._jobs.put(None)
         thread = self._thread
         self._wait(lambda: thread is None or not thread.is_alive())
@@ -146,19 +149,15 @@ class StageRun:
         return self._name == "dense" or self._name in self._params.levels
 
     def _post(self, job: Callable[[], None]) -> None:
-        self._start()
+        self.connect()
         self._jobs.put(job)
-
-    def _start(self) -> None:
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)
-            self._thread.start()
 
     def _work(self) -> None:
         try:
             self._open()
             self._connected.set()
-            due_means = due_networks = time.monotonic()
+            due_means = time.monotonic()
+            due_networks = due_means + NETWORKS_EVERY
             while True:
                 try:
                     job = self._jobs.get(timeout=0.5)

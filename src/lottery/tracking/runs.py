@@ -23,7 +23,17 @@ from lottery.pruning import density, weights_kept
 from lottery.statistics import ACCURACIES, by_level, early_stopping
 from lottery.structure import of_networks
 from lottery.tracking.outputs import REPORTS, Output
-from lottery.tracking.store import CLAIMED, KEY, Content, Points, Store, is_complete, is_deleted, milliseconds
+from lottery.tracking.store import (
+    CLAIMED,
+    KEY,
+    WRITING,
+    Content,
+    Points,
+    Store,
+    is_complete,
+    is_deleted,
+    milliseconds,
+)
 
 PARENT = tags.MLFLOW_PARENT_RUN_ID
 MEASURES = (*ACCURACIES, *BARRIERS)  # what an evaluation adds to a network's run
@@ -310,7 +320,7 @@ class Recorder:
             run = self._claim(output, found, attempt)
             if not run:
                 return
-            start = milliseconds()
+            start = renewed = milliseconds()
             for row, (arm, seed) in enumerate(wanted):
                 key = output.network_key(arm, seed)
                 if key in networks:
@@ -322,8 +332,9 @@ class Recorder:
                     own = self.origin.tags(output.stage) | {PARENT: run, KEY: key}
                     child = self.store.create(f"{output.name} {arm} {seed}", own, start + 1 + row)
                 self.store.complete(child, contents[arm, seed], attempt.logged.get(child))
-                if unfinished:
+                if unfinished and milliseconds() - renewed > WRITING / 8:
                     self.store.renew(run)
+                    renewed = milliseconds()
             for ghost in self.store.children(run):  # of an attempt that others completed
                 if KEY not in ghost.data.tags:
                     self.store.discard(ghost.info.run_id)
