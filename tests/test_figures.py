@@ -138,7 +138,7 @@ def curve(axes: Axes, color: str) -> list[tuple[float, float]]:
 # --- files -----------------------------------------------------------------------------------------------------------
 
 
-def test_the_same_results_draw_the_same_bytes_whatever_matplotlibs_settings_and_the_number_of_processes(tmp_path: Path) -> None:
+def test_the_same_results_draw_the_same_bytes_whatever_matplotlibs_settings_and_processes(tmp_path: Path) -> None:
     for folder in ("first", "second"):
         (tmp_path / folder).mkdir()
     save_figures(results(ONE_SHOT, ["ticket"]), tmp_path / "first")

@@ -11,6 +11,8 @@ A level's folder holds no name, time or machine, so the same networks are the sa
 - ``twins.safetensors``, where twins are asked for: the ``final.*`` of the second copies, with metadata of their own.
 """
 
+from __future__ import annotations
+
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,10 +20,9 @@ from dataclasses import asdict, dataclass, replace
 from io import StringIO
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import pandas as pd
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -32,6 +33,9 @@ from lottery.experiment import Level
 from lottery.network import Masks, Parameters
 from lottery.training import Trained
 from lottery.workplace import replacing
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass(frozen=True)
@@ -91,6 +95,8 @@ def _tensors(name: str, parameters: Parameters) -> dict[str, Tensor]:
 
 
 def _history(contents: Contents, trained: Trained) -> pd.DataFrame:
+    import pandas as pd  # which the tracking thread has imported by now, while nobody waited for it
+
     networks = zip(contents.networks, trained.histories, strict=True)
     return pd.concat(
         [
@@ -161,6 +167,8 @@ def _parameters(file: Any, name: str, contents: Contents) -> Parameters:
 
 def load_history(folder: Path) -> pd.DataFrame:
     """A level's history, a row for each network and evaluated iteration."""
+    import pandas as pd
+
     path, contents = folder / "history.csv", load_contents(folder)
     try:
         text = path.read_text()

@@ -10,6 +10,9 @@ from typing import NoReturn
 from lottery import LotteryError
 from lottery.params import Params
 
+# importing torch and MLflow makes a million objects that stay, and the collector would look through them every 700 more
+gc.set_threshold(100_000)
+
 
 def run(stage: Callable[[], None]) -> NoReturn:
     """Run a stage to its exit code: 0, or 2 after the one line that a LotteryError carries.
