@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import pandas as pd
 
@@ -23,6 +24,18 @@ DESCRIPTIVE = "descriptive"
 RATE = 0.2  # of the weights that a round prunes
 SPEED = math.log(1.25)  # within which two early-stopping iterations are alike
 POINTS = 0.2  # within which two accuracies are alike
+PAPERS: dict[str, dict[str, Any]] = {  # Frankle & Carbin 2019, LeNet; the scaling it does not say
+    "data": {"name": "mnist"},
+    "network": {"hidden": [300, 100], "initialization": "glorot-normal"},
+    "train": {
+        "optimizer": "adam",
+        "learning_rate": 0.0012,
+        "batch_size": 60,
+        "schedule": "constant",
+        "weight_decay": 0,
+    },
+    "prune": {"rewind": 0, "from": "ticket", "output_rate": 0.5},
+}
 PAPERS_ITERATIONS = 50_000
 ONE_SHOT = (0.05, 0.325, 0.5, 0.7, 0.825, 0.95)  # sparsities of hidden layers
 ONE_SHOT_FASTER = (0.325, 0.5, 0.7, 0.825)  # between 67.5 % and 17.6 % of the weights

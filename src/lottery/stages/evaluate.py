@@ -21,18 +21,6 @@ from lottery.stages import run, threads
 from lottery.statistics import early_stopping, reached, summarize
 
 MODELS, REPORTS = Path("models"), Path("reports")
-PAPERS: dict[str, dict[str, Any]] = {  # Frankle & Carbin 2019, LeNet; the scaling it does not say
-    "data": {"name": "mnist"},
-    "network": {"hidden": [300, 100], "initialization": "glorot-normal"},
-    "train": {
-        "optimizer": "adam",
-        "learning_rate": 0.0012,
-        "batch_size": 60,
-        "schedule": "constant",
-        "weight_decay": 0,
-    },
-    "prune": {"rewind": 0, "from": "ticket", "output_rate": 0.5},
-}
 
 
 def main() -> None:
@@ -80,7 +68,7 @@ def trainings(p: Params, level: str) -> int:
 def judge_claims(p: Params, networks: pd.DataFrame) -> list[tuple[claims.Claim, claims.Finding]]:
     """The paper's claims, which are about its own method: what differs from it tests none, nor does such a level."""
     settings = p.model_dump(mode="json", by_alias=True)
-    for section, papers in PAPERS.items():
+    for section, papers in claims.PAPERS.items():
         for key, value in papers.items():
             if (here := settings[section].get(key)) != value:
                 return claims.not_tested(f"the paper has {section}.{key} {value}, not {here}")
