@@ -326,12 +326,11 @@ class Recorder:
                 if key in networks:
                     child = networks[key].info.run_id
                 elif run == attempt.run and (arm, seed) in attempt.networks:
-                    child = attempt.networks[arm, seed]
-                    self.store.call("set_tag", child, KEY, key)
+                    child = attempt.networks[arm, seed]  # has no key yet
                 else:
                     own = self.origin.tags(output.stage) | {PARENT: run, KEY: key}
                     child = self.store.create(f"{output.name} {arm} {seed}", own, start + 1 + row)
-                self.store.complete(child, contents[arm, seed], attempt.logged.get(child))
+                self.store.complete(child, contents[arm, seed], attempt.logged.get(child), key)
                 if unfinished and milliseconds() - renewed > WRITING / 8:
                     self.store.renew(run)
                     renewed = milliseconds()

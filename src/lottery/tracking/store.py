@@ -251,18 +251,23 @@ class Store:
             with suppress(MlflowException):  # an account that may write may not delete: the run stays, as KILLED
                 self.call("delete_run", child.info.run_id)
 
-    def log(self, run: str, points: Points, params: Mapping[str, str] | None = None) -> None:
-        """Metrics, and parameters, in as few calls as may be."""
+    def log(
+        self, run: str, points: Points, params: Mapping[str, str] | None = None, tags: Mapping[str, str] | None = None
+    ) -> None:
+        """Parameters, metrics and at last tags, in as few calls as may be."""
         at = milliseconds()
         metrics = [Metric(key, float(value), at, int(step)) for key, value, step in points]
         settings = [Param(*item) for item in (params or {}).items()]
-        for start in range(0, max(len(metrics), 1), METRICS_A_BATCH):
-            batch = metrics[start : start + METRICS_A_BATCH]
-            if batch or settings:
-                self.call("log_batch", run, batch, settings if start == 0 else [])
+        last = [RunTag(*item) for item in (tags or {}).items()]
+        batches = [metrics[i : i + METRICS_A_BATCH] for i in range(0, len(metrics), METRICS_A_BATCH)] or [[]]
+        for batch in batches:
+            self.call("log_batch", run, batch, settings, last if batch is batches[-1] else [])
+            settings = []
 
-    def complete(self, run: str, content: Content, logged: set[tuple[str, int]] | None = None) -> None:
-        """Write what a run lacks of its content, and that it is complete.
+    def complete(
+        self, run: str, content: Content, logged: set[tuple[str, int]] | None = None, key: str | None = None
+    ) -> None:
+        """Write what a run lacks of its content, the ``key`` that it may lack too, and that it is complete.
 
         ``logged``: the (key, step) of the points that it has, where the caller knows and has logged the parameters.
         """
@@ -270,7 +275,6 @@ class Store:
         if logged is None:
             has = self.call("get_run", run).data.metrics
             logged = {(key, point.step) for key in has for point in self.call("get_metric_history", run, key)}
-        self.log(run, [point for point in content.points if (point[0], point[2]) not in logged], params)
         if content.inputs:
             self.call("log_inputs", run, list(content.inputs))
         for name, write in content.artifacts.items():
@@ -279,7 +283,8 @@ class Store:
                 for file in sorted(folder.iterdir()):
                     self.call("log_artifact", run, str(file), name)
         self.call("set_terminated", run)
-        self.call("set_tag", run, COMPLETE, "true")
+        points = [point for point in content.points if (point[0], point[2]) not in logged]
+        self.log(run, points, params, {COMPLETE: "true"} if key is None else {KEY: key, COMPLETE: "true"})
         self.completed += 1
 
 
