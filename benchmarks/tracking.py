@@ -29,21 +29,36 @@ from stores import address, connect, keys, kill, lose_the_store, picture, servin
 
 KILLS = 5
 LEVEL = "p80"
-# a stage as DVC runs it, which prints the seconds of its training and of the processor that its tracking thread took
+# a stage as DVC runs it, which prints the seconds of its training, and of the processors' seconds that the tracking
+# thread and the server took those for logging while networks train and those in all
 STAGE = """
 import sys, time
 from contextlib import nullcontext
 from types import SimpleNamespace
+import psutil
 from lottery import experiment, tracking
-from lottery.stages import prune
+from lottery.stages import prune, run
 from lottery.tracking import live
 
-def work(self, work=live.StageRun._work):
-    work(self)
-    thread.append(time.thread_time())
+server = psutil.Process(int(sys.argv[2]))
+live_seconds = 0.0
 
-thread = []
-live.StageRun._work = work
+def seconds():
+    served = [each.cpu_times() for each in (server, *server.children(recursive=True))]
+    return time.thread_time() + sum(times.user + times.system for times in served)
+
+def work(self, work=live.StageRun._work):
+    began = seconds()
+    work(self)
+    print(live_seconds, seconds() - began)
+
+def log_live(self, networks, log_live=live.StageRun._log_live):
+    global live_seconds
+    began = seconds()
+    log_live(self, networks)
+    live_seconds += seconds() - began
+
+live.StageRun._work, live.StageRun._log_live = work, log_live
 
 def timed(*arguments, level=experiment.level):
     began = time.perf_counter()
@@ -52,11 +67,11 @@ def timed(*arguments, level=experiment.level):
     return trained
 
 experiment.level = timed
-if sys.argv[1:] == ["untracked"]:
+if sys.argv[1] == "untracked":
     nothing = SimpleNamespace(watch=lambda group: None, log_level=lambda folder: None)
     tracking.stage = lambda params, name: nullcontext(nothing)
-prune.main()
-print(*thread or [0.0])
+    print(0, 0)
+run(prune.main)
 """
 
 
@@ -178,34 +193,36 @@ def costs(folder: Path, origin: Path, rounds: int) -> None:
                 times[how].append(_stage(clone, how, uris[how], psutil.Process(server.pid)))
                 print(f"{how}: {', '.join(f'{part:.1f}' for part in times[how][-1])} s", file=sys.stderr)
     columns = [f"{what}, s | to untracked" for what in ("training", "whole stage", "CPU")]
-    print(f"\n| tracking | {' | '.join(columns)} | tracking's own CPU |\n|{'---|' * 8}")
+    print(f"\n| tracking | {' | '.join(columns)} | CPU of live logging | of all tracking |\n|{'---|' * 9}")
     for how, taken in times.items():
         cells = [f"| {how}"]
         for part in range(3):
             ratios = [each[part] / usual[part] for each, usual in zip(taken, times["untracked"], strict=True)]
             cells.append(f"{statistics.median(each[part] for each in taken):.1f}")
             cells.append(f"{statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f})")
-        shares = [each[3] / each[2] for each in taken]
-        cells.append(f"{statistics.median(each[3] for each in taken):.1f} s, {statistics.median(shares):.1%}")
+        for part in (3, 4):
+            shares = statistics.median(each[part] / each[2] for each in taken)
+            cells.append(f"{statistics.median(each[part] for each in taken):.1f} s, {shares:.1%}")
         print(" | ".join(cells), "|")
 
 
 def _stage(clone: Clone, how: str, uri: str, server: psutil.Process) -> tuple[float, ...]:
     """The seconds of a stage's training, of its process, of all processors, and of these what tracking took.
 
-    Tracking is a thread of the stage's, from importing MLflow to the last artifact, and the server. Unlike the clock,
-    the processors' seconds are not those of others' work.
+    That is first what logging took while networks trained, then all of it, from importing MLflow to the last artifact.
+    The server's part counts too. Unlike the clock, the processors' seconds are not those of others' work.
     """
     own = clone.environment | {"DVC_STAGE": f"prune@{LEVEL}", "DVC_ROOT": str(clone.folder)}
     own["MLFLOW_HTTP_REQUEST_TIMEOUT"] = "60"  # or a busy machine would end the tracking that is timed
     own |= {"MLFLOW_TRACKING_URI": uri} if uri else {}
+    command = [sys.executable, "-c", STAGE, how, str(server.pid)]
     started, stages, served = time.perf_counter(), _of_stages(), _of_server(server)
-    done = subprocess.run([sys.executable, "-c", STAGE, how], cwd=clone.folder, env=own, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=clone.folder, env=own, capture_output=True, text=True)
     whole = time.perf_counter() - started
     assert (done.returncode, done.stderr) == (0, ""), done.stderr
-    training, thread = map(float, done.stdout.split())
-    served = _of_server(server) - served
-    return training, whole, _of_stages() - stages + served, thread + served
+    lines = sorted(done.stdout.splitlines(), key=lambda line: len(line.split()))  # the clock's line, the processors'
+    training, live, thread = map(float, " ".join(lines).split())
+    return training, whole, _of_stages() - stages + _of_server(server) - served, live, thread
 
 
 def _of_stages() -> float:
