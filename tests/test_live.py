@@ -12,7 +12,7 @@ from lottery.tracking.live import StageRun
 
 def test_every_evaluation_is_seen_once_with_its_own_iteration(monkeypatch: pytest.MonkeyPatch) -> None:
     """A worker may have evaluated a group again before the stage looks at it."""
-    monkeypatch.setattr(StageRun, "_start", lambda self: None)
+    monkeypatch.setattr(StageRun, "connect", lambda self: None)
     run = StageRun(load(ROOT / "params.yaml"), "p40")
     history = torch.arange(24, dtype=torch.float64).reshape(3, 2, 4)  # curves, networks, evaluations
     group = SimpleNamespace(first=5, history=history, recipe=SimpleNamespace(evaluations=[0, 250, 500, 600]))
