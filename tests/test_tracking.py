@@ -6,16 +6,20 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, suppress
+from itertools import count
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
 from clones import SMALL, Clone
 from mlflow import MlflowClient
 from PIL import Image
-from stores import PARENT, PATIENCE, networks, runs, serving, stage, store
+from stores import KEY, PARENT, PATIENCE, networks, runs, serving, stage, store
+
+from lottery.tracking.store import Content, Store, is_complete
 
 DENSE = ["dense", "dense dense 0", "dense dense 1"]  # the runs of the stage `train`
 
@@ -183,6 +187,43 @@ def test_a_failed_stage_is_failed_in_mlflow(clone: Clone) -> None:
     assert errors.startswith("params.yaml: train.learning_rate: training diverged at 1e+30: ")
     assert len(errors.splitlines()) == 1
     assert [run.info.run_name for run in runs(store(clone), "attributes.status = 'FAILED'")] == DENSE
+
+
+def test_a_run_is_complete_only_once_all_of_it_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each call of MLflow's fails in turn, of a content that MLflow does not take in one."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    calls = iter(())
+
+    def watch(call: Callable[[], Any]) -> Any:
+        if next(calls, True):
+            return call()
+        raise ConnectionError
+
+    tracked = Store("failing", watch)
+    client = MlflowClient(tracked.uri)
+    values = Content("network", {"seed": "1"}, [("loss", step / 2, step) for step in range(1990)])
+    for failing in count():
+        run = tracked.create("network", {}, 0)
+        calls = iter([True] * failing + [False])
+        with suppress(ConnectionError):
+            tracked.complete(run, values, set(), "level/ticket/1/digest")
+        calls = iter(())
+        found = client.get_run(run)
+        if is_complete(found):
+            break
+    assert failing > 4
+    assert found.info.status == "FINISHED"
+    assert found.data.tags[KEY] == "level/ticket/1/digest"
+    assert len(client.get_metric_history(run, "loss")) == 1990
+
+
+def test_figures_are_drawn_also_where_tracking_is_required(clone: Clone) -> None:
+    """Then MLflow's thread is there before the processes that draw."""
+    clone.change(tracking={"mlflow_experiment": "another", "required": True})
+    before = clone.files("reports/figures")
+    _, errors = (plotting := stage(clone, "plot", "plot")).communicate(timeout=PATIENCE)
+    assert (plotting.returncode, errors) == (0, "")
+    assert clone.files("reports/figures") == before
 
 
 @pytest.fixture

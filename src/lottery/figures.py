@@ -56,11 +56,14 @@ def save_figures(
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(STYLE)
         # matplotlib may draw in one thread alone
-        with workers(processes if sys.platform == "linux" else 1, results) as pool:
+        pool = workers(min(processes, len(FIGURES)) if sys.platform == "linux" else 1, results)
+        try:
             drawn = [pool.submit(_save_figure, name, folder) for name in FIGURES]
             meanwhile()
             for each in drawn:
                 each.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def _save_figure(name: str, folder: Path) -> None:

@@ -164,8 +164,8 @@ def _counted(verdicts: Sequence[str]) -> str:
     return ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
 
 
-def render(findings: Findings, figures: Path) -> str:
-    """The page, with the figures of that folder inside it."""
+def render(findings: Findings, figures: Path, threads: int = 1) -> str:
+    """The page, with the figures of that folder inside it, which so many threads compress."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -175,7 +175,7 @@ def render(findings: Findings, figures: Path) -> str:
     )
     environment.filters |= {"claimed": claimed, "percent": percent, "cell": cell}
     names = [name for name in FIGURES if (figures / f"{name}.png").exists()]
-    with ThreadPoolExecutor() as pool:
+    with ThreadPoolExecutor(threads) as pool:
         sources = list(pool.map(embedded, (figures / f"{name}.png" for name in names)))
     pictures = [
         {"name": name, "source": source, "alternative": _first_line(FIGURES[name])}

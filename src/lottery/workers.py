@@ -19,8 +19,8 @@ def workers(count: int, work: object) -> Executor:
 
     Forked processes, because threads wait for each other's hold of the interpreter between some 30 short operators an
     iteration; a process for a single worker too, because a thread that has multiplied matrices takes a lock of MKL's as
-    it ends, and whoever is forked at that moment waits for it for ever. They are forked at the first task, and have to
-    be before this process begins a thread that imports. Threads where forking is not safe.
+    it ends, and whoever is forked at that moment waits for it for ever. They are all forked at the first task, which
+    no other thread of this process may spend on importing. Threads where forking is not safe.
     """
     if sys.platform == "linux":
         return ProcessPoolExecutor(count, multiprocessing.get_context("fork"), _begin, (work,))

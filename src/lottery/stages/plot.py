@@ -1,6 +1,7 @@
 """Draw the figures, and write the report."""
 
 import json
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import numpy as np
@@ -25,9 +26,15 @@ def main() -> None:
         results = load_results()
         with replacing(REPORTS / "figures") as folder:
             folder.mkdir()
-            figures.save_figures(results, folder, threads(p), tracked.connect)
+            try:
+                figures.save_figures(results, folder, threads(p), tracked.connect)
+            except BrokenProcessPool as error:
+                raise LotteryError(
+                    "run.threads: a worker that drew a figure was ended from outside, as happens where memory runs "
+                    "out: `dvc repro` starts this stage anew; with fewer run.threads it takes less memory"
+                ) from error
         with replacing(REPORTS / "report.html") as page:
-            page.write_text(report.render(load_findings(p, results), REPORTS / "figures"), encoding="utf-8")
+            page.write_text(report.render(load_findings(p, results), REPORTS / "figures", threads(p)), encoding="utf-8")
         tracked.log_plots(REPORTS)
 
 

@@ -64,6 +64,7 @@ class StageRun:
         """Begin the thread, which opens the runs; what a stage says later does so too.
 
         A stage that forks does it afterwards: its workers must not inherit a thread in the midst of importing MLflow.
+        Where tracking is required, that is over before the stage begins.
         """
         if self._thread is None:
             self._thread = threading.Thread(target=self._work, name="mlflow", daemon=True)

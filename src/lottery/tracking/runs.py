@@ -322,15 +322,15 @@ class Recorder:
                 return
             start = renewed = milliseconds()
             for row, (arm, seed) in enumerate(wanted):
-                key = output.network_key(arm, seed)
+                key, lacking = output.network_key(arm, seed), None
                 if key in networks:
                     child = networks[key].info.run_id
                 elif run == attempt.run and (arm, seed) in attempt.networks:
-                    child = attempt.networks[arm, seed]  # has no key yet
+                    child, lacking = attempt.networks[arm, seed], key
                 else:
                     own = self.origin.tags(output.stage) | {PARENT: run, KEY: key}
                     child = self.store.create(f"{output.name} {arm} {seed}", own, start + 1 + row)
-                self.store.complete(child, contents[arm, seed], attempt.logged.get(child), key)
+                self.store.complete(child, contents[arm, seed], attempt.logged.get(child), lacking)
                 if unfinished and milliseconds() - renewed > WRITING / 8:
                     self.store.renew(run)
                     renewed = milliseconds()

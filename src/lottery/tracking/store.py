@@ -38,7 +38,7 @@ KEY = "lottery.key"  # one network, one identity: level, arm, seed and the DVC h
 CLAIMED = "lottery.claimed"  # which machine writes a run, and since when
 COMPLETE = "lottery.complete"  # written last: a run that has it is whole, and is never changed
 ATTEMPT = "lottery.attempt"  # on the runs of a stage that is not done; see `live`
-METRICS_A_BATCH = 1000  # MLflow's limit
+METRICS_A_BATCH = 800  # MLflow's limit of 1000 counts parameters and tags too
 SETTLING = 2.0  # seconds after which another machine's claim that was made at the same time can be seen
 WRITING = 120_000  # milliseconds that another machine has to complete what it claimed
 
@@ -254,20 +254,21 @@ class Store:
     def log(
         self, run: str, points: Points, params: Mapping[str, str] | None = None, tags: Mapping[str, str] | None = None
     ) -> None:
-        """Parameters, metrics and at last tags, in as few calls as may be."""
+        """Metrics, parameters and tags, in as few calls as may be."""
         at = milliseconds()
         metrics = [Metric(key, float(value), at, int(step)) for key, value, step in points]
         settings = [Param(*item) for item in (params or {}).items()]
-        last = [RunTag(*item) for item in (tags or {}).items()]
-        batches = [metrics[i : i + METRICS_A_BATCH] for i in range(0, len(metrics), METRICS_A_BATCH)] or [[]]
-        for batch in batches:
-            self.call("log_batch", run, batch, settings, last if batch is batches[-1] else [])
-            settings = []
+        own = [RunTag(*item) for item in (tags or {}).items()]
+        for start in range(0, max(len(metrics), 1), METRICS_A_BATCH):
+            batch = metrics[start : start + METRICS_A_BATCH]
+            if batch or settings or own:
+                self.call("log_batch", run, batch, settings, own)
+            settings, own = [], []
 
     def complete(
         self, run: str, content: Content, logged: set[tuple[str, int]] | None = None, key: str | None = None
     ) -> None:
-        """Write what a run lacks of its content, the ``key`` that it may lack too, and that it is complete.
+        """Write what a run lacks of its content, and of ``key`` where one is given, and last that it is complete.
 
         ``logged``: the (key, step) of the points that it has, where the caller knows and has logged the parameters.
         """
@@ -275,6 +276,8 @@ class Store:
         if logged is None:
             has = self.call("get_run", run).data.metrics
             logged = {(key, point.step) for key in has for point in self.call("get_metric_history", run, key)}
+        points = [point for point in content.points if (point[0], point[2]) not in logged]
+        self.log(run, points, params, {} if key is None else {KEY: key})
         if content.inputs:
             self.call("log_inputs", run, list(content.inputs))
         for name, write in content.artifacts.items():
@@ -283,8 +286,7 @@ class Store:
                 for file in sorted(folder.iterdir()):
                     self.call("log_artifact", run, str(file), name)
         self.call("set_terminated", run)
-        points = [point for point in content.points if (point[0], point[2]) not in logged]
-        self.log(run, points, params, {COMPLETE: "true"} if key is None else {KEY: key, COMPLETE: "true"})
+        self.call("set_tag", run, COMPLETE, "true")
         self.completed += 1
 
 
