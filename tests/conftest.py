@@ -32,11 +32,12 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(scope="session")
 def make_split() -> Callable[..., Split]:
-    """A function that makes a split of noise: ``train`` + ``validation`` images of ``pixels`` pixels."""
+    """A function that makes a split of noise: ``train`` + ``validation`` images of ``pixels`` pixels, some blank."""
 
     def make(train: int, validation: int, pixels: int, classes: int, seed: int = 0) -> Split:
         draws = torch.Generator().manual_seed(seed)
         images = torch.randint(256, (train + validation, pixels), generator=draws, dtype=torch.uint8)
+        images[torch.rand(images.shape, generator=draws) < torch.rand(pixels, generator=draws)] = 0
         labels = torch.randint(classes, (train + validation,), generator=draws)
         return Split(
             Images(images[:train], labels[:train]), Images(images[train:], labels[train:]), Scaling(128.0, 74.0)

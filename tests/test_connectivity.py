@@ -1,15 +1,19 @@
 """Linear mode connectivity, against networks whose errors on the line are worked by hand."""
 
+from collections.abc import Callable
+
 import pandas as pd
 import pytest
 import torch
 from torch import Tensor
 
 from lottery.connectivity import POINTS, barrier, errors_between, summarize
+from lottery.images import Examples, Images, Scaling, Split
 from lottery.network import Parameters, accuracy
 
 # four images of one pixel: class 1 where it is lit
-INPUTS, LABELS = torch.tensor([[1.0], [1.0], [1.0], [0.0]]), torch.tensor([1, 1, 1, 0])
+LIT = torch.tensor([[1], [1], [1], [0]], dtype=torch.uint8)
+EXAMPLES = Examples(Images(LIT, LIT[:, 0].long()), Scaling(0.0, 1.0))
 
 
 def _by_one_unit(unit: int) -> Parameters:
@@ -33,14 +37,14 @@ def _both(first: Parameters, second: Parameters) -> Parameters:
 
 
 def _barrier(first: Parameters, second: Parameters) -> list[float]:
-    result: Tensor = barrier(first, second, INPUTS, LABELS, threads=1)
+    result: Tensor = barrier(first, second, EXAMPLES, threads=1)
     assert result.dtype == torch.float64
     return result.tolist()
 
 
 def test_two_networks_that_do_the_same_by_other_units_have_a_barrier_between_them() -> None:
     # at a fraction a of the way a lit pixel gives (1 - a)^2 + a^2, which is below 0.6 from a = 0.28 to 0.72
-    errors = errors_between(_by_one_unit(0), _by_one_unit(1), INPUTS, LABELS, threads=1)
+    errors = errors_between(_by_one_unit(0), _by_one_unit(1), EXAMPLES, threads=1)
     assert errors.tolist() == [[0.0] * 9 + [0.75] * 13 + [0.0] * 9]
     assert _barrier(_by_one_unit(0), _by_one_unit(1)) == [0.75]
 
@@ -60,16 +64,17 @@ def test_every_network_meets_its_own_twin() -> None:
     assert _barrier(first, second) == [0.75, 0.25]
 
 
-def test_the_ends_of_the_line_are_the_two_networks() -> None:
+def test_the_ends_of_the_line_are_the_two_networks(make_split: Callable[..., Split]) -> None:
     draws = torch.Generator().manual_seed(0)
     first, second = (Parameters.zeros(3, (6, 5, 4)) for _ in range(2))
     for piece in (*first.weights, *second.weights):
         piece.normal_(generator=draws)
-    inputs, labels = torch.randn(200, 6, generator=draws), torch.randint(4, (200,), generator=draws)
-    errors = errors_between(first, second, inputs, labels, threads=2)
+    split = make_split(200, 1, 6, 4)
+    examples = Examples(split.train, split.scaling)
+    errors = errors_between(first, second, examples, threads=2)
     assert errors.shape == (3, POINTS) == (3, 31)
-    assert torch.equal(errors[:, 0], 1 - accuracy(first, inputs, labels, 1))
-    assert torch.equal(errors[:, -1], 1 - accuracy(second, inputs, labels, 1))
+    assert torch.equal(errors[:, 0], 1 - accuracy(first, examples, 1))
+    assert torch.equal(errors[:, -1], 1 - accuracy(second, examples, 1))
 
 
 def test_each_arms_barriers_are_averaged_and_its_stable_networks_counted_where_there_are_twins() -> None:

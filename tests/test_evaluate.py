@@ -1,5 +1,6 @@
 """What `evaluate` says of a level's folder."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
@@ -13,6 +14,7 @@ from lottery.artifacts import load_twins, save_level
 from lottery.claims import ONE_SHOT, Finding
 from lottery.connectivity import barrier
 from lottery.experiment import Level
+from lottery.images import Examples, Split
 from lottery.network import Parameters, stack
 from lottery.params import Params, load
 from lottery.stages import evaluate
@@ -97,19 +99,20 @@ def test_a_level_without_tickets_has_no_distribution(levels: Level) -> None:
     assert evaluate.distribute_weights(Path("models/p50")) is None
 
 
-def test_a_level_without_twins_has_no_barriers(levels: Level) -> None:
-    images = torch.zeros(3, 6), torch.zeros(3, dtype=torch.int64), 1
+def test_a_level_without_twins_has_no_barriers(levels: Level, make_split: Callable[..., Split]) -> None:
+    split = make_split(3, 1, 6, 4)
+    images = Examples(split.train, split.scaling), 1
     assert load_twins(Path("models/p50")) is None
     assert evaluate.measure_barriers(Path("models/p50"), images, images) is None
 
 
 def test_barriers_are_between_the_final_networks_of_an_arm_and_their_twins(
-    levels: Level, monkeypatch: pytest.MonkeyPatch
+    levels: Level, make_split: Callable[..., Split], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     twins = _noise(4, 5)
     monkeypatch.setattr(evaluate, "load_twins", lambda folder: (("ticket", "reinit"), twins))
-    draws = torch.Generator().manual_seed(0)
-    test, train = ((torch.randn(n, 6, generator=draws), torch.randint(4, (n,), generator=draws), 1) for n in (150, 200))
+    split = make_split(200, 150, 6, 4)
+    test, train = ((Examples(part, split.scaling), 1) for part in (split.validation, split.train))
     table = evaluate.measure_barriers(Path("models/p50"), test, train)
     final = stack([levels.trained.final.rows(slice(2, 4)), levels.trained.final.rows(slice(4, 6))])
     assert list(zip(table["arm"], table["seed"], strict=True)) == [

@@ -14,7 +14,7 @@ from lottery.arms import ARMS as EVERY_ARM
 from lottery.arms import Ticket
 from lottery.artifacts import load_contents, load_history, load_masks, load_parameters, save_level
 from lottery.experiment import Level, Pruning, Train
-from lottery.images import Images, Split
+from lottery.images import Examples, Images, Split
 from lottery.network import Masks, Parameters, accuracy, initialize
 from lottery.pruning import Evidence, weights_kept
 from lottery.randomness import generator
@@ -73,7 +73,7 @@ def pipeline(digits: Digits) -> Pipeline:
 
 def _test_accuracy(networks: Parameters, digits: Digits) -> torch.Tensor:
     split, test = digits
-    return accuracy(networks, split.scaling(test.pixels), test.labels, threads=1)
+    return accuracy(networks, Examples(test, split.scaling), threads=1)
 
 
 # --- the four steps --------------------------------------------------------------------------------------------------

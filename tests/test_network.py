@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from torch import Generator, Tensor
 from torch.nn.functional import cross_entropy
 
+from lottery.images import CHUNK, Examples, Images, Scaling
 from lottery.network import (
     CACHE_LINE,
-    EVALUATION_CHUNK,
     Gradients,
     Parameters,
     accuracy,
@@ -213,11 +213,45 @@ def test_a_network_that_is_wrong_beyond_doubt_has_finite_gradients_and_loss() ->
 # --- evaluation ------------------------------------------------------------------------------------------------------
 
 
+SCALING = Scaling(33.0, 79.0)
+
+
+def _images(count: int, sizes: tuple[int, ...], draws: Generator) -> Images:
+    """Noise in which some pixels are blank in most images, and some in few."""
+    pixels = torch.randint(256, (count, sizes[0]), generator=draws, dtype=torch.uint8)
+    pixels[torch.rand(pixels.shape, generator=draws) < torch.rand(sizes[0], generator=draws)] = 0
+    return Images(pixels, torch.randint(sizes[-1], (count,), generator=draws))
+
+
+def test_examples_are_chunks_of_the_images_without_the_pixels_that_none_of_a_chunk_uses() -> None:
+    images = _images(2 * CHUNK + 3, (40, 10), _generator())
+    images.pixels[:, 7] = 0
+    images.pixels[5] = 0
+    examples = Examples(images, SCALING)
+    assert [len(chunk) for chunk in examples.chunks] == [CHUNK, CHUNK, 3]
+    whole = torch.full((len(images), 40), examples.blank)
+    for rows, chunk in zip(whole.split(CHUNK), examples.chunks, strict=True):
+        rows[:, examples.pixels[: chunk.shape[1]]] = chunk
+        assert (chunk[:, -1] != examples.blank).any()
+    theirs = torch.cat([SCALING(images.pixels), images.labels[:, None]], dim=1)
+    ours = torch.cat([whole, examples.labels[:, None]], dim=1)
+    assert sorted(ours.tolist()) == sorted(theirs.tolist())
+    used = (images.pixels != 0).sum(dim=0)[examples.pixels]
+    assert (used[1:] <= used[:-1]).all()
+
+
+def test_images_without_a_single_used_pixel_are_measured_by_the_biases_and_the_blank_input() -> None:
+    parameters = _noise(1, (3, 2), _generator())
+    examples = Examples(Images(torch.zeros(2, 3, dtype=torch.uint8), torch.tensor([0, 1])), SCALING)
+    expected = SCALING(torch.zeros(2, 3)) @ parameters.weights[0][0] + parameters.biases[0][0]
+    torch.testing.assert_close(log_probabilities(parameters, examples)[0], expected.log_softmax(dim=1))
+
+
 @settings(max_examples=12)
 @given(
     sizes_of_networks,
     st.integers(1, 3),
-    st.sampled_from([1, 7, EVALUATION_CHUNK - 1, EVALUATION_CHUNK, EVALUATION_CHUNK + 1, 2 * EVALUATION_CHUNK + 3]),
+    st.sampled_from([1, 7, CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK + 3]),
     seeds,
 )
 def test_the_score_is_the_mean_cross_entropy_and_the_fraction_of_right_answers(
@@ -225,21 +259,19 @@ def test_the_score_is_the_mean_cross_entropy_and_the_fraction_of_right_answers(
 ) -> None:
     draws = _generator(seed)
     parameters = _noise(networks, sizes, draws)
-    inputs = torch.randn(images, sizes[0], generator=draws)
-    labels = torch.randint(sizes[-1], (images,), generator=draws)
-    untouched = inputs.clone()
-    losses, accuracies = score(parameters, inputs, labels)
-    answers = log_probabilities(parameters, inputs).argmax(dim=2)
-    assert torch.equal(inputs, untouched)
+    drawn = _images(images, sizes, draws)
+    examples = Examples(drawn, SCALING)
+    losses, accuracies = score(parameters, examples)
+    assert torch.equal(torch.stack([losses, accuracies]), torch.stack(score(parameters, examples)))  # nothing changed
     for r in range(networks):
-        values = inputs.double()
+        values = SCALING(drawn.pixels).double()
         for layer, (weight, bias) in enumerate(zip(parameters.weights, parameters.biases, strict=True)):
             values = (values.relu() if layer else values) @ weight[r].double() + bias[r].double()
-        assert float(losses[r]) == pytest.approx(float(cross_entropy(values, labels)), rel=1e-5)
+        assert float(losses[r]) == pytest.approx(float(cross_entropy(values, drawn.labels)), rel=1e-5)
         highest, second = values.topk(2, dim=1).values.unbind(dim=1)
-        sure = highest - second > 1e-4
-        assert torch.equal(answers[r][sure], values.argmax(dim=1)[sure])
-        assert float(accuracies[r]) == pytest.approx(int((answers[r] == labels).sum()) / images, abs=1e-12)
+        unsure = int((highest - second < 1e-4).sum())
+        right = int((values.argmax(dim=1) == drawn.labels).sum())
+        assert abs(float(accuracies[r]) * images - right) <= unsure + 1e-9
 
 
 @settings(max_examples=15)
@@ -249,11 +281,10 @@ def test_a_networks_score_is_the_same_bits_alone_and_in_a_stack(
 ) -> None:
     draws = _generator(seed)
     parameters = _noise(networks, sizes, draws)
-    inputs = torch.randn(images, sizes[0], generator=draws)
-    labels = torch.randint(sizes[-1], (images,), generator=draws)
-    losses, accuracies = score(parameters, inputs, labels)
+    examples = Examples(_images(images, sizes, draws), SCALING)
+    losses, accuracies = score(parameters, examples)
     for r in range(networks):
-        loss, right = score(parameters.rows(slice(r, r + 1)), inputs, labels)
+        loss, right = score(parameters.rows(slice(r, r + 1)), examples)
         assert torch.equal(losses[r : r + 1], loss)
         assert torch.equal(accuracies[r : r + 1], right)
 
@@ -262,6 +293,5 @@ def test_a_networks_score_is_the_same_bits_alone_and_in_a_stack(
 def test_accuracy_is_the_scores_on_any_number_of_threads(threads: int) -> None:
     draws = _generator()
     parameters = _noise(5, (20, 16, 4), draws)
-    inputs = torch.randn(1500, 20, generator=draws)
-    labels = torch.randint(4, (1500,), generator=draws)
-    assert torch.equal(accuracy(parameters, inputs, labels, threads), score(parameters, inputs, labels)[1])
+    examples = Examples(_images(1500, (20, 4), draws), SCALING)
+    assert torch.equal(accuracy(parameters, examples, threads), score(parameters, examples)[1])

@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from lottery import training
-from lottery.images import Images, Scaling, Split
+from lottery.images import Examples, Images, Scaling, Split
 from lottery.network import Masks, Parameters, initialize, stack
 from lottery.schedules import Step, WarmUp, constant, cosine
 from lottery.statistics import early_stopping
@@ -66,7 +66,7 @@ def _curve(trained: Trained, name: str) -> Tensor:
 
 def _advanced(start: Parameters, seeds: Sequence[int], path: Sequence[float], split: Split, recipe: Recipe) -> Group:
     """A group that has trained to its end in this process, where a test sees what it does."""
-    group = Group(0, start, None, seeds, path, split, split.scaling(split.validation.pixels), recipe)
+    group = Group(0, start, None, seeds, path, split, Examples(split.validation, split.scaling), recipe)
     while not group.finished:
         group.advance()
     return group
@@ -325,7 +325,7 @@ def test_pruned_weights_stay_zero_through_training(
     start = _start(networks, sizes, seed)
     masks = _masks(start, seed, density)
     start = start.masked(masks)
-    group = Group(0, start, masks, range(networks), (0.5,), split, split.scaling(split.validation.pixels), recipe)
+    group = Group(0, start, masks, range(networks), (0.5,), split, Examples(split.validation, split.scaling), recipe)
     while not group.finished:
         group.advance()
         for weight, mask in zip(group.parameters.weights, masks, strict=True):

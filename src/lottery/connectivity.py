@@ -12,6 +12,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from lottery.images import Examples
 from lottery.network import Parameters, accuracy
 
 POINTS = 31  # evenly spaced on the line, both ends among them
@@ -20,26 +21,26 @@ BARRIERS = ("barrier_test", "barrier_train")  # fractions, by the images they ar
 COLUMNS = ("level", "arm", "seed", *BARRIERS)  # of reports/connectivity.csv
 
 
-def errors_between(first: Parameters, second: Parameters, inputs: Tensor, labels: Tensor, threads: int) -> Tensor:
+def errors_between(first: Parameters, second: Parameters, examples: Examples, threads: int) -> Tensor:
     """Error (1 - accuracy) at each point from ``first`` to ``second``, float64 [R, POINTS].
 
-    Both hold R networks; inputs [N, D], labels [N].
+    Both hold R networks.
     """
     errors = []
     for point in range(POINTS):
         place = point / (POINTS - 1)  # weighted so that the ends are the two networks to the bit
         between = Parameters((1 - place) * first.flat + place * second.flat, first.sizes)
-        errors.append(1 - accuracy(between, inputs, labels, threads))
+        errors.append(1 - accuracy(between, examples, threads))
     return torch.stack(errors, dim=1)
 
 
-def barrier(first: Parameters, second: Parameters, inputs: Tensor, labels: Tensor, threads: int) -> Tensor:
+def barrier(first: Parameters, second: Parameters, examples: Examples, threads: int) -> Tensor:
     """The highest error on the line between two networks minus the mean of its two ends, a fraction, float64 [R]."""
-    errors = errors_between(first, second, inputs, labels, threads)
+    errors = errors_between(first, second, examples, threads)
     return errors.amax(dim=1) - errors[:, [0, -1]].mean(dim=1)
 
 
-Measured = tuple[Tensor, Tensor, int]  # inputs, labels and threads, as `barrier` takes them
+Measured = tuple[Examples, int]  # with how many threads, as `barrier` takes them
 
 
 def table(

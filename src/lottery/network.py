@@ -15,11 +15,12 @@ from typing import Literal, Self
 import torch
 from torch import Generator, Tensor
 
+from lottery.images import CHUNK, Examples
+
 Initialization = Literal["glorot-normal", "kaiming-uniform"]
 Masks = tuple[Tensor, ...]  # a layer each: bool [R, in, out], True = kept
 
 CACHE_LINE = 16  # float32 values
-EVALUATION_CHUNK = 250  # images; a chunk's activations (300 KB at 300 units) fit a core's cache
 
 
 def aligned(networks: int, *shape: int) -> Tensor:
@@ -38,7 +39,8 @@ class Parameters:
     """The weights and biases of R networks, a row of ``flat`` each.
 
     One buffer, because an optimizer that updates one long tensor beats one that updates many. Each piece begins on
-    a cache line; the padding between pieces is zero and stays zero.
+    a cache line; the padding between pieces is zero and stays zero. All layers but the last lie there transposed,
+    because products with the longer side first are faster: an iteration of LeNet-300-100 takes 5 % less time.
     """
 
     flat: Tensor  # float32 [R, P]
@@ -54,12 +56,13 @@ class Parameters:
     @cached_property
     def _views(self) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
         layers = list(pairwise(self.sizes))
-        shapes = layers + [(1, outputs) for _, outputs in layers]
-        views, start = [], 0
-        for n, m in shapes:
-            views.append(self.flat[:, start : start + n * m].view(-1, n, m))
-            start += -(-n * m // CACHE_LINE) * CACHE_LINE
-        return tuple(views[: len(layers)]), tuple(views[len(layers) :])
+        pieces, start = [], 0
+        for size in [n * m for n, m in layers] + list(self.sizes[1:]):
+            pieces.append(self.flat[:, start : start + size])
+            start += -(-size // CACHE_LINE) * CACHE_LINE
+        weights = [piece.view(-1, m, n).mT for piece, (n, m) in zip(pieces, layers[:-1], strict=False)]
+        weights.append(pieces[len(layers) - 1].view(-1, *layers[-1]))
+        return tuple(weights), tuple(piece[:, None] for piece in pieces[len(layers) :])
 
     @property
     def weights(self) -> tuple[Tensor, ...]:
@@ -105,10 +108,12 @@ def initialize(sizes: Sequence[int], scheme: Initialization, generators: Sequenc
         for weight, bias in zip(parameters.weights, parameters.biases, strict=True):
             inputs, outputs = weight.shape[1:]
             if scheme == "glorot-normal":
-                weight[network].normal_(0, math.sqrt(2 / (inputs + outputs)), generator=generator)
+                weight[network] = torch.empty(inputs, outputs).normal_(
+                    0, math.sqrt(2 / (inputs + outputs)), generator=generator
+                )
             else:
                 bound = 1 / math.sqrt(inputs)
-                weight[network].uniform_(-bound, bound, generator=generator)
+                weight[network] = torch.empty(inputs, outputs).uniform_(-bound, bound, generator=generator)
                 bias[network].uniform_(-bound, bound, generator=generator)
     return parameters
 
@@ -149,7 +154,9 @@ class Gradients:
         below = [self.inputs, *self._activations]
         weights, gradients, deltas = parameters.weights, self.gradients.weights, self._deltas
         self._forward = [Product(below[i], weights[i], self._activations[i]) for i in range(layers)]
-        self._to_weights = [Product(below[i].mT, deltas[i], gradients[i]) for i in range(layers)]
+        # transposed, as `Parameters` keeps them
+        self._to_weights = [Product(deltas[i].mT, below[i], gradients[i].mT) for i in range(layers - 1)]
+        self._to_weights.append(Product(below[-2].mT, deltas[-1], gradients[-1]))
         self._down = [Product(deltas[i], weights[i].mT, deltas[i - 1]) for i in range(1, layers)]
 
     def __call__(self, log_likelihoods: Tensor) -> None:
@@ -180,32 +187,33 @@ class Gradients:
                 torch.ops.aten.threshold_backward.grad_input(delta, below, 0, grad_input=delta)
 
 
-def log_probabilities(parameters: Parameters, inputs: Tensor) -> Tensor:
-    """Logarithms of the class probabilities [R, N, C] of all networks on the same float32 inputs [N, D]."""
-    result = torch.empty(len(parameters), len(inputs), parameters.sizes[-1])
-    for start in range(0, len(inputs), EVALUATION_CHUNK):
-        chunk = inputs[start : start + EVALUATION_CHUNK]
-        for r in range(len(parameters)):
-            values = chunk
-            for layer, (weight, bias) in enumerate(zip(parameters.weights, parameters.biases, strict=True)):
-                if layer:
-                    values = values.relu_()
-                values = torch.bmm(values[None], weight[r : r + 1])[0].add_(bias[r])
-            torch.log_softmax(values, dim=1, out=result[r, start : start + len(chunk)])
+def log_probabilities(parameters: Parameters, examples: Examples) -> Tensor:
+    """Logarithms of the class probabilities [R, N, C] of all networks for each of the N examples."""
+    result = torch.empty(len(parameters), len(examples), parameters.sizes[-1])
+    for r in range(len(parameters)):
+        first, *weights = (weight[r] for weight in parameters.weights)
+        first_bias, *biases = (bias[r] for bias in parameters.biases)
+        first = first.T[:, examples.pixels].T  # of the transposed weights, which are contiguous
+        for inputs, out in zip(examples.chunks, torch.split(result[r], CHUNK), strict=True):
+            end = inputs.shape[1]
+            values = torch.addmm(first_bias + examples.blank * first[end:].sum(dim=0), inputs, first[:end])
+            for weight, bias in zip(weights, biases, strict=True):
+                values = torch.addmm(bias, values.relu_(), weight)
+            torch.log_softmax(values, dim=1, out=out)
     return result
 
 
-def score(parameters: Parameters, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean cross-entropy and accuracy of each network on inputs [N, D] and labels [N], both float64 [R]."""
-    logs = log_probabilities(parameters, inputs)
+def score(parameters: Parameters, examples: Examples) -> tuple[Tensor, Tensor]:
+    """Mean cross-entropy and accuracy of each network, both float64 [R]."""
+    logs, labels = log_probabilities(parameters, examples), examples.labels
     likelihoods = logs.gather(2, labels.expand(len(parameters), -1)[..., None])
     loss = torch.stack([-network.double().mean() for network in likelihoods])
     accuracy = (logs.argmax(dim=2) == labels).double().mean(dim=1)
     return loss, accuracy
 
 
-def accuracy(parameters: Parameters, inputs: Tensor, labels: Tensor, threads: int) -> Tensor:
+def accuracy(parameters: Parameters, examples: Examples, threads: int) -> Tensor:
     """Accuracy of each network, float64 [R], a network at a time on each thread."""
     with torch.no_grad(), ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         rows = [parameters.rows(slice(row, row + 1)) for row in range(len(parameters))]
-        return torch.cat([accuracy for _, accuracy in pool.map(lambda row: score(row, inputs, labels), rows)])
+        return torch.cat([accuracy for _, accuracy in pool.map(lambda row: score(row, examples), rows)])

@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lottery.images import Split
+from lottery.images import Examples, Split
 from lottery.network import CACHE_LINE, Gradients, Masks, Parameters, score, stack
 from lottery.randomness import generator
 from lottery.schedules import Schedule, constant
@@ -152,7 +152,7 @@ class Group:
         seeds: Sequence[int],
         path: Sequence[float],
         split: Split,
-        validation: Tensor,
+        validation: Examples,
         recipe: Recipe,
     ) -> None:
         self.first = first
@@ -259,7 +259,7 @@ class Group:
         return self._epoch[1][place]
 
     def _evaluate(self, iteration: int, train_loss: Tensor) -> None:
-        losses, accuracies = score(self.parameters, self.validation, self.split.validation.labels)
+        losses, accuracies = score(self.parameters, self.validation)
         evaluation = int(self.evaluated)
         for r, loss in enumerate(losses.tolist()):
             if not math.isfinite(loss):
@@ -327,7 +327,7 @@ def train(
     """
     size = group or group_size(len(start), start.flat.shape[1], threads)
     recipes = [recipe] * len(start) if isinstance(recipe, Recipe) else recipe
-    validation = split.scaling(split.validation.pixels)
+    validation = Examples(split.validation, split.scaling)
     groups = [
         Group(
             rows.start,

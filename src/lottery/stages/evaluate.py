@@ -14,6 +14,7 @@ from lottery import claims, connectivity, params, reports, structure, tracking, 
 from lottery.artifacts import load_contents, load_history, load_masks, load_parameters, load_twins
 from lottery.connectivity import Measured
 from lottery.data import load_split, load_test
+from lottery.images import Examples
 from lottery.network import Masks, Parameters, accuracy, stack
 from lottery.params import BEFORE_TRAINING, Params
 from lottery.pruning import density, weights_kept
@@ -82,10 +83,8 @@ def judge_claims(p: Params, networks: pd.DataFrame) -> list[tuple[claims.Claim, 
 def images(p: Params) -> tuple[Measured, Measured]:
     """The test images and the training images, as `network.accuracy` takes them."""
     split = load_split(p.data_file, p.validation_images, p.data.scale)
-    test = load_test(p.data_file)
-    on_test = split.scaling(test.pixels), test.labels, threads(p)
-    on_train = split.scaling(split.train.pixels), split.train.labels, threads(p)
-    return on_test, on_train
+    on_test, on_train = (Examples(part, split.scaling) for part in (load_test(p.data_file), split.train))
+    return (on_test, threads(p)), (on_train, threads(p))
 
 
 def measure(p: Params, on_test: Measured, on_train: Measured) -> pd.DataFrame:
