@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 from torch import Tensor
 
 from lottery import claims, connectivity, params, reports, structure, tracking, verdicts
@@ -121,8 +122,13 @@ def _measure_level(p: Params, name: str, on_test: Measured, on_train: Measured) 
 
 
 def _accuracies(name: str, networks: Mapping[str, Parameters], on: Measured) -> dict[str, Tensor]:
-    """A column for each of several states of the same networks, measured together to keep every core at work."""
-    accuracies = accuracy(stack(list(networks.values())), *on).chunk(len(networks))
+    """A column for each of several states of the same networks, measured together to keep every core at work.
+
+    A censored network is in the same state at its early-stopping iteration and at the last, and is measured once.
+    """
+    states = stack(list(networks.values()))
+    different, where = torch.unique(states.flat, dim=0, return_inverse=True)
+    accuracies = accuracy(Parameters(different, states.sizes), *on)[where].chunk(len(networks))
     return {f"{name}{state}": measured for state, measured in zip(networks, accuracies, strict=True)}
 
 
