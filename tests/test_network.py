@@ -26,6 +26,7 @@ sizes_of_networks = st.tuples(st.integers(1, 24), st.lists(st.integers(1, 24), m
     lambda drawn: (drawn[0], *drawn[1], drawn[2])
 )
 seeds = st.integers(0, 2**32 - 1)
+SCALING = Scaling(33.0, 79.0)
 
 
 def _generator(seed: int = 0) -> Generator:
@@ -39,6 +40,13 @@ def _noise(networks: int, sizes: tuple[int, ...], draws: Generator) -> Parameter
         weight.normal_(0, math.sqrt(2 / sum(weight.shape[1:])), generator=draws)
         bias.normal_(0, 0.1, generator=draws)
     return parameters
+
+
+def _images(count: int, sizes: tuple[int, ...], draws: Generator) -> Images:
+    """Noise in which some pixels are blank in most images, and some in few."""
+    pixels = torch.randint(256, (count, sizes[0]), generator=draws, dtype=torch.uint8)
+    pixels[torch.rand(pixels.shape, generator=draws) < torch.rand(sizes[0], generator=draws)] = 0
+    return Images(pixels, torch.randint(sizes[-1], (count,), generator=draws))
 
 
 def _pieces(parameters: Parameters) -> tuple[Tensor, ...]:
@@ -144,19 +152,38 @@ def test_a_networks_initialization_depends_on_its_own_generator_alone(
         assert torch.equal(together.flat[row], alone.flat[0])
 
 
+@given(sizes_of_networks, seeds)
+def test_rearranged_networks_say_the_same_of_rearranged_images(sizes: tuple[int, ...], seed: int) -> None:
+    draws = _generator(seed)
+    parameters, images = _noise(2, sizes, draws), _images(9, sizes, draws)
+    order = torch.randperm(sizes[0], generator=draws)
+    rearranged = parameters.rearranged(order)
+    assert torch.equal(rearranged.rearranged(order.argsort()).flat, parameters.flat)
+    for r in range(2):
+        ours = SCALING(images.rearranged(order).pixels) @ rearranged.weights[0][r]
+        torch.testing.assert_close(ours, SCALING(images.pixels) @ parameters.weights[0][r], rtol=1e-4, atol=1e-4)
+    for piece, before in zip(_pieces(rearranged)[1:], _pieces(parameters)[1:], strict=True):
+        assert torch.equal(piece, before)
+
+
 # --- gradients -------------------------------------------------------------------------------------------------------
 
 
 @settings(max_examples=100)
-@given(sizes_of_networks, st.integers(1, 4), st.integers(2, 33), seeds)
+@given(sizes_of_networks, st.integers(1, 4), st.integers(2, 33), st.floats(-2, 2, width=32), st.booleans(), seeds)
 def test_gradients_and_log_likelihoods_equal_autograds(
-    sizes: tuple[int, ...], networks: int, batch: int, seed: int
+    sizes: tuple[int, ...], networks: int, batch: int, blank: float, wide: bool, seed: int
 ) -> None:
     draws = _generator(seed)
+    if wide:  # wide enough for batches that end before a cache line does
+        sizes = (sizes[0] + 5 * CACHE_LINE, *sizes[1:])
     parameters = _noise(networks, sizes, draws)
     inputs = torch.randn(networks, batch, sizes[0], generator=draws)
     labels = torch.randint(sizes[-1], (networks, batch, 1), generator=draws)
-    backward = Gradients(parameters, batch)
+    backward = Gradients(parameters, batch, blank)
+    backward.used = torch.randint(sizes[0] + 1, (networks,), generator=draws).tolist()
+    for r, used in enumerate(backward.used):
+        inputs[r, :, used:] = blank
     log_likelihoods = torch.full((networks, batch, 1), math.nan)
     backward.inputs.copy_(inputs)
     backward.labels.copy_(labels)
@@ -213,14 +240,14 @@ def test_a_network_that_is_wrong_beyond_doubt_has_finite_gradients_and_loss() ->
 # --- evaluation ------------------------------------------------------------------------------------------------------
 
 
-SCALING = Scaling(33.0, 79.0)
-
-
-def _images(count: int, sizes: tuple[int, ...], draws: Generator) -> Images:
-    """Noise in which some pixels are blank in most images, and some in few."""
-    pixels = torch.randint(256, (count, sizes[0]), generator=draws, dtype=torch.uint8)
-    pixels[torch.rand(pixels.shape, generator=draws) < torch.rand(sizes[0], generator=draws)] = 0
-    return Images(pixels, torch.randint(sizes[-1], (count,), generator=draws))
+def test_an_image_ends_with_its_last_used_pixel_in_the_order_of_how_many_use_them() -> None:
+    pixels = torch.tensor([[0, 9, 0, 7, 0], [0, 0, 0, 1, 0], [5, 0, 0, 3, 0], [0, 0, 0, 0, 0], [0, 0, 0, 0, 255]])
+    images = Images(pixels.to(torch.uint8), torch.zeros(5, dtype=torch.int64))
+    assert images.ends.tolist() == [4, 4, 4, 0, 5]
+    order = images.by_use()
+    assert order.tolist() == [3, 0, 1, 4, 2]
+    assert images.rearranged(order).ends.tolist() == [3, 1, 2, 0, 4]
+    assert SCALING.blank == float(SCALING(images.pixels)[3, 0])
 
 
 def test_examples_are_chunks_of_the_images_without_the_pixels_that_none_of_a_chunk_uses() -> None:

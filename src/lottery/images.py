@@ -1,6 +1,7 @@
 """What networks learn from and are measured on: images, and the scaling that makes them inputs."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -10,13 +11,31 @@ CHUNK = 250  # images that are measured together; their activations (300 KB at 3
 
 @dataclass(frozen=True)
 class Images:
-    """N images of D pixels and their classes."""
+    """N images of D pixels and their classes.
+
+    A pixel of an image is blank where it is 0, as four in five of MNIST's are, and used elsewhere. All blank pixels
+    are the same input, so that products need not go over them one by one.
+    """
 
     pixels: Tensor  # uint8 [N, D]
     labels: Tensor  # int64 [N]
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def by_use(self) -> Tensor:
+        """The pixels by how many images use them, int64 [D]: where most end early, in `rearranged` images."""
+        return (self.pixels != 0).sum(dim=0).argsort(descending=True, stable=True)
+
+    def rearranged(self, order: Tensor) -> "Images":
+        """The same images, pixel i being the one that was ``order[i]``."""
+        return Images(self.pixels[:, order], self.labels)
+
+    @cached_property
+    def ends(self) -> Tensor:
+        """How many of its first pixels each image needs, those after them being blank, int64 [N]."""
+        places = torch.arange(1, self.pixels.shape[1] + 1, dtype=torch.int16)
+        return (self.pixels != 0).mul(places).amax(dim=1).long()
 
 
 @dataclass(frozen=True)
@@ -31,6 +50,11 @@ class Scaling:
         inputs = torch.empty(pixels.shape, dtype=torch.float32) if out is None else out
         return inputs.copy_(pixels).sub_(self.shift).div_(self.scale)
 
+    @property
+    def blank(self) -> float:
+        """The input that a blank pixel is."""
+        return float(self(torch.zeros(1, dtype=torch.uint8)))
+
 
 @dataclass(frozen=True)
 class Split:
@@ -43,28 +67,27 @@ class Split:
     validation: Images
     scaling: Scaling
 
+    def rearranged(self, order: Tensor) -> "Split":
+        """The same images, pixel i being the one that was ``order[i]``."""
+        return Split(self.train.rearranged(order), self.validation.rearranged(order), self.scaling)
+
 
 class Examples:
     """N images of D pixels to measure networks on, arranged so that they need few multiplications.
 
-    A pixel is blank where it is 0, as four in five of MNIST's are, and all blank pixels are the same input. Pixels
-    come by how many images use them, images by the last pixel that they use, and a chunk of images ends with the last
-    that any of them uses. What the others add to a unit is then the same for the whole chunk: the blank input times
-    the sum of their weights.
+    Pixels come by how many images use them, images by the last pixel that they use, and a chunk of images ends with
+    the last that any of them uses. What the others add to a unit is the same for the whole chunk: the blank input
+    times the sum of their weights.
     """
 
     def __init__(self, images: Images, scaling: Scaling) -> None:
-        used = images.pixels != 0
-        self.pixels = used.sum(dim=0).argsort(descending=True, stable=True)  # int64 [D], where each was in the image
-        places = torch.arange(1, len(self.pixels) + 1, dtype=torch.int16)
-        ends = used[:, self.pixels].mul(places).amax(dim=1)
-        order = ends.argsort(stable=True)
+        self.pixels = images.by_use()  # int64 [D], where each pixel was in the image
+        images = images.rearranged(self.pixels)
+        order = images.ends.argsort(stable=True)
         self.labels = images.labels[order]  # int64 [N]
-        self.blank = float(scaling(torch.zeros(1, dtype=torch.uint8)))
-        # float32 [n, its last pixel] each
-        self.chunks = [
-            scaling(images.pixels[chunk][:, self.pixels[: ends[chunk[-1]]]]) for chunk in torch.split(order, CHUNK)
-        ]
+        self.blank = scaling.blank
+        # float32 [n, the chunk's last pixel] each
+        self.chunks = [scaling(images.pixels[chunk, : images.ends[chunk[-1]]]) for chunk in torch.split(order, CHUNK)]
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -81,6 +81,12 @@ class Parameters:
         """Those networks: views of a slice, copies of a list."""
         return Parameters(self.flat[rows], self.sizes)
 
+    def rearranged(self, order: Tensor) -> "Parameters":
+        """A copy of the networks for rearranged `Images`: input i is the one that was ``order[i]``."""
+        copy = self.clone()
+        copy.weights[0].copy_(self.weights[0][:, order])
+        return copy
+
     def clone(self) -> "Parameters":
         return Parameters(self.flat.clone(), self.sizes)
 
@@ -134,57 +140,118 @@ class Product:
             torch.bmm(left, right, out=out)
 
 
+class FirstLayer:
+    """A network's products with the first ``used`` of its inputs, and with the others, which are blank in all images.
+
+    Inputs [1, B, D], blank [D], activations and deltas [1, B, out]; parameters and gradients of one network.
+    """
+
+    def __init__(
+        self,
+        used: int,
+        inputs: Tensor,
+        blank: Tensor,
+        activations: Tensor,
+        deltas: Tensor,
+        parameters: Parameters,
+        gradients: Parameters,
+    ) -> None:
+        weights, to_weights = parameters.weights[0], gradients.weights[0].mT  # so they lie in memory
+        inputs, blank = inputs[..., :used], blank[None, None, used:]
+        self._activations, self._biases = activations, parameters.biases[0]
+        self._of_blank = aligned(1, 1, weights.shape[2])
+        self._forward = Product(inputs, weights[:, :used], activations)
+        self._blank_forward = Product(blank, weights[:, used:], self._of_blank)
+        self._to_weights = Product(deltas.mT, inputs, to_weights[..., :used])
+        self._blank_to_weights = Product(gradients.biases[0].mT, blank, to_weights[..., used:])
+
+    def forward(self) -> None:
+        """Set the activations before the ReLU."""
+        self._forward()
+        self._blank_forward()
+        self._activations.add_(self._of_blank.add_(self._biases))
+
+    def backward(self) -> None:
+        """Set the gradients of the weights, once those of the biases are set."""
+        self._to_weights()
+        self._blank_to_weights()
+
+
 class Gradients:
     """Loss and gradients of R networks on batches of B images, by a hand-written backward pass.
 
     All memory is allocated here, once. Against autograd this saves the graph and the page faults of fresh tensors.
-    The caller fills ``inputs``, float32 [R, B, D], and ``labels``, int64 [R, B, 1].
+    The caller fills ``inputs``, float32 [R, B, D], and ``labels``, int64 [R, B, 1], and sets in ``used``, for each
+    network, how many of the first inputs its batch needs, those after them being ``blank`` in all its images.
     """
 
-    def __init__(self, parameters: Parameters, batch_size: int) -> None:
+    def __init__(self, parameters: Parameters, batch_size: int, blank: float = 0.0) -> None:
         networks, layers = len(parameters), len(parameters.weights)
         self.inputs = aligned(networks, batch_size, parameters.sizes[0])
         self.labels = torch.zeros(networks, batch_size, 1, dtype=torch.int64)
+        self.used = [parameters.sizes[0]] * networks
         self.gradients = Parameters.zeros(networks, parameters.sizes)
-        self._biases = parameters.biases
-        self._bias_gradients = self.gradients.biases
+        self._parameters = parameters
+        self._blank = torch.full(parameters.sizes[:1], blank)
+        self._first_layers: dict[tuple[int, int], FirstLayer] = {}
         self._activations = [aligned(networks, batch_size, size) for size in parameters.sizes[1:]]
         self._deltas = [aligned(networks, batch_size, size) for size in parameters.sizes[1:]]
         self._minus_one = torch.full((networks, batch_size, 1), -1.0)
-        below = [self.inputs, *self._activations]
-        weights, gradients, deltas = parameters.weights, self.gradients.weights, self._deltas
-        self._forward = [Product(below[i], weights[i], self._activations[i]) for i in range(layers)]
-        # transposed, as `Parameters` keeps them
-        self._to_weights = [Product(deltas[i].mT, below[i], gradients[i].mT) for i in range(layers - 1)]
-        self._to_weights.append(Product(below[-2].mT, deltas[-1], gradients[-1]))
-        self._down = [Product(deltas[i], weights[i].mT, deltas[i - 1]) for i in range(1, layers)]
+        values, deltas = self._activations, self._deltas
+        weights, gradients, above = parameters.weights, self.gradients.weights, range(1, layers)
+        self._forward = [Product(values[i - 1], weights[i], values[i]) for i in above]
+        self._down = [Product(deltas[i], weights[i].mT, deltas[i - 1]) for i in above]
+        # the gradients lie in memory as the weights do
+        self._to_weights = [Product(deltas[i].mT, values[i - 1], gradients[i].mT) for i in above[:-1]]
+        self._to_weights += [Product(values[i - 1].mT, deltas[i], gradients[i]) for i in above[-1:]]
 
     def __call__(self, log_likelihoods: Tensor) -> None:
         """Set ``gradients`` to those of each network's mean cross-entropy over its batch.
 
         log_likelihoods float32 [R, B, 1] receives each image's log-likelihood, the negative of its loss.
         """
-        activations, deltas, last = self._activations, self._deltas, len(self._forward) - 1
+        activations, deltas, biases = self._activations, self._deltas, self._parameters.biases
+        bias_gradients = self.gradients.biases
+        first_layers = [self._first_layer(r, used) for r, used in enumerate(self.used)]
 
-        for layer, activation in enumerate(activations):
-            self._forward[layer]()
-            activation.add_(self._biases[layer])
-            if layer < last:
-                activation.relu_()
+        for network in first_layers:
+            network.forward()
+        for layer, product in enumerate(self._forward, start=1):
+            activations[layer - 1].relu_()
+            product()
+            activations[layer].add_(biases[layer])
 
-        delta = deltas[last]
-        torch.log_softmax(activations[last], dim=2, out=delta)
+        delta = deltas[-1]
+        torch.log_softmax(activations[-1], dim=2, out=delta)
         torch.gather(delta, 2, self.labels, out=log_likelihoods)
         delta.exp_().scatter_add_(2, self.labels, self._minus_one).div_(delta.shape[1])
 
-        for layer in range(last, -1, -1):
-            self._to_weights[layer]()
-            torch.sum(deltas[layer], dim=1, keepdim=True, out=self._bias_gradients[layer])
-            if layer:
-                self._down[layer - 1]()
-                delta, below = deltas[layer - 1], activations[layer - 1]
-                # the derivative of the ReLU, in place, without a tensor for (below > 0)
-                torch.ops.aten.threshold_backward.grad_input(delta, below, 0, grad_input=delta)
+        for layer in range(len(deltas) - 1, 0, -1):
+            torch.sum(deltas[layer], dim=1, keepdim=True, out=bias_gradients[layer])
+            self._to_weights[layer - 1]()
+            self._down[layer - 1]()
+            delta, below = deltas[layer - 1], activations[layer - 1]
+            # the derivative of the ReLU, in place, without a tensor for (below > 0)
+            torch.ops.aten.threshold_backward.grad_input(delta, below, 0, grad_input=delta)
+        torch.sum(deltas[0], dim=1, keepdim=True, out=bias_gradients[0])
+        for network in first_layers:
+            network.backward()
+
+    def _first_layer(self, r: int, used: int) -> FirstLayer:
+        """Made once for every cache line of inputs at which a batch may end."""
+        used = min(-(-used // CACHE_LINE) * CACHE_LINE, self.inputs.shape[2])
+        if (r, used) not in self._first_layers:
+            row = slice(r, r + 1)
+            self._first_layers[r, used] = FirstLayer(
+                used,
+                self.inputs[row],
+                self._blank,
+                self._activations[0][row],
+                self._deltas[0][row],
+                self._parameters.rows(row),
+                self.gradients.rows(row),
+            )
+        return self._first_layers[r, used]
 
 
 def log_probabilities(parameters: Parameters, examples: Examples) -> Tensor:

@@ -159,6 +159,7 @@ class Group:
         self.seeds = seeds
         self.path = path
         self.split = split
+        self.ends = split.train.ends  # found here, once for all processes
         self.validation = validation
         self.recipe = recipe
         keep = None if masks is None or all(mask.all() for mask in masks) else _keep(start, masks)
@@ -173,7 +174,7 @@ class Group:
         # training loss, validation loss and validation accuracy, float64 [3, R, E]
         self.history = _shared(torch.zeros(3, len(start), len(recipe.evaluations), dtype=torch.float64))
         self.evaluated = _shared(torch.zeros(1, dtype=torch.int64))
-        self._epoch: tuple[int, Tensor] | None = None
+        self._epoch: tuple[int, Tensor, list[list[int]]] | None = None
 
     @property
     def iteration(self) -> int:
@@ -186,7 +187,7 @@ class Group:
 
     @cached_property
     def _gradients(self) -> Gradients:
-        return Gradients(self.parameters, self.recipe.batch_size)
+        return Gradients(self.parameters, self.recipe.batch_size, self.split.scaling.blank)
 
     @cached_property
     def _pixels(self) -> Tensor:
@@ -211,7 +212,7 @@ class Group:
         losses = torch.empty(until - iteration, *backward.labels.shape)
         update = self._update()
         for log_likelihoods in losses:
-            indices = self._batch(iteration)
+            indices, backward.used = self._batch(iteration)
             torch.index_select(self.split.train.pixels, 0, indices, out=self._pixels)
             torch.index_select(self.split.train.labels, 0, indices, out=labels)
             self.split.scaling(pixels, out=inputs)
@@ -248,15 +249,16 @@ class Group:
 
         return update_kept
 
-    def _batch(self, iteration: int) -> Tensor:
-        """The next batch of every network after ``iteration``: indices of images, int64 [R * B]."""
+    def _batch(self, iteration: int) -> tuple[Tensor, list[int]]:
+        """Each network's batch after ``iteration``: indices of images, int64 [R * B], and how many pixels it needs."""
         images, batch = len(self.split.train), self.recipe.batch_size
         epoch, place = divmod(iteration, images // batch)
         if self._epoch is None or self._epoch[0] != epoch:
             orders = [batch_order(seed, self.path, epoch, images, self.recipe.order) for seed in self.seeds]
             whole = images // batch * batch  # an incomplete last batch is dropped
-            self._epoch = epoch, torch.stack([order[:whole].view(-1, batch) for order in orders], dim=1).flatten(1)
-        return self._epoch[1][place]
+            batches = torch.stack([order[:whole].view(-1, batch) for order in orders], dim=1)
+            self._epoch = epoch, batches.flatten(1), self.ends[batches].amax(dim=2).tolist()
+        return self._epoch[1][place], self._epoch[2][place]
 
     def _evaluate(self, iteration: int, train_loss: Tensor) -> None:
         losses, accuracies = score(self.parameters, self.validation)
@@ -327,6 +329,11 @@ def train(
     """
     size = group or group_size(len(start), start.flat.shape[1], threads)
     recipes = [recipe] * len(start) if isinstance(recipe, Recipe) else recipe
+    # the pixels that few images use go last, where most batches need no products with them
+    order = split.train.by_use()
+    back = order.argsort()
+    start, split = start.rearranged(order), split.rearranged(order)
+    masks = masks and (masks[0][:, order], *masks[1:])
     validation = Examples(split.validation, split.scaling)
     groups = [
         Group(
@@ -357,12 +364,12 @@ def train(
 
     rewind = [group.rewind for group in groups if group.rewind is not None]
     return Trained(
-        final=stack([group.parameters for group in groups]),
-        early_stopping=stack([group.early_stopping for group in groups]),
+        final=stack([group.parameters for group in groups]).rearranged(back),
+        early_stopping=stack([group.early_stopping for group in groups]).rearranged(back),
         histories=tuple(
             History(group.recipe.evaluations, *network) for group in groups for network in group.history.unbind(dim=1)
         ),
-        rewind=stack(rewind) if rewind else None,
+        rewind=stack(rewind).rearranged(back) if rewind else None,
     )
 
 
