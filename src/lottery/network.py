@@ -40,7 +40,7 @@ class Parameters:
 
     One buffer, because an optimizer that updates one long tensor beats one that updates many. Each piece begins on
     a cache line; the padding between pieces is zero and stays zero. All layers but the last lie there transposed,
-    because products with the longer side first are faster: an iteration of LeNet-300-100 takes 5 % less time.
+    because products with the longer side first are faster.
     """
 
     flat: Tensor  # float32 [R, P]
@@ -113,6 +113,7 @@ def initialize(sizes: Sequence[int], scheme: Initialization, generators: Sequenc
     for network, generator in enumerate(generators):
         for weight, bias in zip(parameters.weights, parameters.biases, strict=True):
             inputs, outputs = weight.shape[1:]
+            # drawn from input to input, however the weights lie in memory
             if scheme == "glorot-normal":
                 weight[network] = torch.empty(inputs, outputs).normal_(
                     0, math.sqrt(2 / (inputs + outputs)), generator=generator
@@ -255,7 +256,7 @@ class Gradients:
 
 
 def log_probabilities(parameters: Parameters, examples: Examples) -> Tensor:
-    """Logarithms of the class probabilities [R, N, C] of all networks for each of the N examples."""
+    """Logarithms of the class probabilities [R, N, C] of all networks for the N examples in their order."""
     result = torch.empty(len(parameters), len(examples), parameters.sizes[-1])
     for r in range(len(parameters)):
         first, *weights = (weight[r] for weight in parameters.weights)

@@ -159,7 +159,6 @@ class Group:
         self.seeds = seeds
         self.path = path
         self.split = split
-        self.ends = split.train.ends  # found here, once for all processes
         self.validation = validation
         self.recipe = recipe
         keep = None if masks is None or all(mask.all() for mask in masks) else _keep(start, masks)
@@ -257,7 +256,7 @@ class Group:
             orders = [batch_order(seed, self.path, epoch, images, self.recipe.order) for seed in self.seeds]
             whole = images // batch * batch  # an incomplete last batch is dropped
             batches = torch.stack([order[:whole].view(-1, batch) for order in orders], dim=1)
-            self._epoch = epoch, batches.flatten(1), self.ends[batches].amax(dim=2).tolist()
+            self._epoch = epoch, batches.flatten(1), self.split.train.ends[batches].amax(dim=2).tolist()
         return self._epoch[1][place], self._epoch[2][place]
 
     def _evaluate(self, iteration: int, train_loss: Tensor) -> None:
