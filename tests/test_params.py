@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from lottery import LotteryError
-from lottery.params import RECORDED, TRAINING_IMAGES, Params, load, parse
+from lottery.params import RECORDED, Params, load, parse
+from lottery.plan import TRAINING_IMAGES
 
 DEFAULT = (Path(__file__).parent.parent / "params.yaml").read_text(encoding="utf-8")
 

@@ -30,14 +30,17 @@ from pydantic import (
 from pydantic_core import CoreSchema, ErrorDetails, InitErrorDetails, PydanticCustomError, core_schema
 
 from lottery import LotteryError
-
-# Every data set, with the number of its training images before the validation images are taken out.
-TRAINING_IMAGES: Mapping[str, int] = {
-    "mnist": 60_000,
-    "fashion-mnist": 60_000,
-    "kmnist": 60_000,
-    "digits": 1_438,  # of 1,797 images; the rest is its test set
-}
+from lottery.plan import (
+    BEFORE_TRAINING,
+    MOMENTUM,
+    REWIND,
+    SCHEDULE,
+    SOURCE,
+    TRAINING_IMAGES,
+    TWINS,
+    WEIGHT_DECAY,
+    Plan,
+)
 
 Arm = Literal["ticket", "reinit", "random", "random-inputs", "small-dense", "finetune", "lr-rewind"]
 Criterion = Literal["magnitude", "magnitude-increase", "movement", "random", "snip", "synflow"]
@@ -48,7 +51,6 @@ Schedule = Literal["constant", "warm-up", "step", "cosine"]
 Scope = Literal["layer", "global"]
 Source = Literal["ticket", "finetune", "lr-rewind"]
 
-BEFORE_TRAINING = ("snip", "synflow")  # criteria that look at untrained weights
 CONTINUED = ("finetune", "lr-rewind")  # arms that start from the parent's trained weights
 
 # The context in which `Params` are validated that DVC recorded: each stage's as they were when it ran, so that together
@@ -164,14 +166,14 @@ class Train(Section):
     batch_size: Count  # images
     optimizer: Annotated[Optimizer, Is.one_of(get_args(Optimizer))]
     learning_rate: Annotated[float, Field(gt=0), Is("a number above 0")]
-    schedule: Annotated[Schedule, Is.one_of(get_args(Schedule))] = "constant"
+    schedule: Annotated[Schedule, Is.one_of(get_args(Schedule))] = SCHEDULE
     warm_up: Count | None = None  # iterations from 0 to the learning rate, of schedule warm-up
     drops: Annotated[Several[Count], AfterValidator(_rising)] | None = None  # iterations, of schedule step
     drop_factor: Annotated[float, Field(gt=0, lt=1), Is("a number above 0 and below 1")] | None = None
-    momentum: Annotated[float, Field(ge=0, lt=1), Is("a number from 0 up to, but not including, 1")] = 0.0
-    weight_decay: Annotated[float, Field(ge=0), Is("a number of 0 or more")] = 0.0
+    momentum: Annotated[float, Field(ge=0, lt=1), Is("a number from 0 up to, but not including, 1")] = MOMENTUM
+    weight_decay: Annotated[float, Field(ge=0), Is("a number of 0 or more")] = WEIGHT_DECAY
     evaluate_every: Count  # iterations
-    twins: Annotated[bool, Is("true or false")] = False  # a second copy, for linear mode connectivity
+    twins: Annotated[bool, Is("true or false")] = TWINS  # a second copy, for linear mode connectivity
 
     @model_validator(mode="after")
     def _agree(self) -> Self:
@@ -205,9 +207,9 @@ class Prune(Section):
     criterion: Annotated[Criterion, Is.one_of(get_args(Criterion))]
     scope: Annotated[Scope, Is.one_of(get_args(Scope))]
     output_rate: Annotated[float, Field(ge=0, le=1), Is("a number from 0 to 1")]  # fraction of each step's rate
-    rewind: Annotated[int, Field(ge=0), Is("a whole number of 0 or more")] = 0  # iteration of the dense run
+    rewind: Annotated[int, Field(ge=0), Is("a whole number of 0 or more")] = REWIND  # iteration of the dense run
     # whose final weights a child prunes
-    source: Annotated[Source, Is.one_of(get_args(Source))] = Field("ticket", alias="from")
+    source: Annotated[Source, Is.one_of(get_args(Source))] = Field(SOURCE, alias="from")
 
 
 class Level(Section):
@@ -274,7 +276,7 @@ class Run(Section):
     threads: Annotated[Literal["auto"] | Annotated[int, Field(ge=1)], Is("auto or a whole number of 1 or more")]
 
 
-class Params(Section):
+class Params(Section, Plan):
     """All of params.yaml, and what follows from it."""
 
     data: Data
@@ -285,72 +287,6 @@ class Params(Section):
     verdict: Verdict
     tracking: Tracking
     run: Run
-
-    @property
-    def data_file(self) -> Path:
-        """What ``download`` leaves, from the repository's root."""
-        return Path("data") / f"{self.data.name}.safetensors"
-
-    @property
-    def sizes(self) -> tuple[int, ...]:
-        """Inputs, units of each hidden layer, and classes of every network."""
-        return (64 if self.data.name == "digits" else 784, *self.network.hidden, 10)
-
-    @property
-    def validation_images(self) -> int:
-        """Training images held out for early stopping: ``data.validation``, but a tenth for ``digits``."""
-        return TRAINING_IMAGES["digits"] // 10 if self.data.name == "digits" else self.data.validation
-
-    @property
-    def training_images(self) -> int:
-        """Images left to train on, validation images taken out."""
-        return TRAINING_IMAGES[self.data.name] - self.validation_images
-
-    @property
-    def iterations(self) -> int:
-        """Iterations that every network trains for; the incomplete last batch of an epoch is dropped."""
-        if self.train.iterations is not None:
-            return self.train.iterations
-        return (self.train.epochs or 0) * (self.training_images // self.train.batch_size)
-
-    @property
-    def order(self) -> tuple[str, ...]:
-        """The names of the levels, every parent before its children, and otherwise as in the file."""
-        order: list[str] = []
-        waiting = list(self.levels)
-        while waiting:
-            ready = next(name for name in waiting if self.levels[name].parent in ("dense", *order))
-            order.append(ready)
-            waiting.remove(ready)
-        return tuple(order)
-
-    def path(self, level: str) -> tuple[float, ...]:
-        """The sparsities from dense down to ``level``, its own the last; dense's is empty.
-
-        Raises KeyError where there is no such level.
-        """
-        path: list[float] = []
-        while level != "dense":
-            path.append(self.levels[level].sparsity)
-            level = self.levels[level].parent
-        return tuple(reversed(path))
-
-    def arms(self, level: str) -> tuple[Arm, ...]:
-        """The arms that a level compares."""
-        return self.levels[level].arms or self.prune.arms
-
-    @property
-    def every_arm(self) -> tuple[Arm, ...]:
-        """The arms of all levels, each once."""
-        return tuple(dict.fromkeys(arm for level in self.order for arm in self.arms(level)))
-
-    def criterion(self, level: str) -> Criterion:
-        """By what a level's weights are ranked."""
-        return self.levels[level].criterion or self.prune.criterion
-
-    def scope(self, level: str) -> Scope:
-        """Whether a level's weights are ranked layer by layer or all together."""
-        return self.levels[level].scope or self.prune.scope
 
     @model_validator(mode="after")
     def _agree(self, info: ValidationInfo) -> Self:

@@ -17,7 +17,8 @@ from lottery.connectivity import Measured
 from lottery.data import load_split, load_test
 from lottery.images import Examples
 from lottery.network import Masks, Parameters, accuracy, stack
-from lottery.params import BEFORE_TRAINING, Params
+from lottery.params import Params
+from lottery.plan import BEFORE_TRAINING
 from lottery.pruning import density, weights_kept
 from lottery.stages import run, threads
 from lottery.statistics import early_stopping, reached, summarize

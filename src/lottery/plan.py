@@ -1,0 +1,108 @@
+"""What follows from params.yaml: iterations, sizes, images, the order of the levels, and what a missing key means.
+
+Every stage depends on this module, because all of it decides bytes; the schema and its messages, in `params`, do not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from lottery.params import Arm, Criterion, Data, Level, Network, Prune, Scope, Train
+
+# Every data set, with the number of its training images before the validation images are taken out.
+TRAINING_IMAGES: Mapping[str, int] = {
+    "mnist": 60_000,
+    "fashion-mnist": 60_000,
+    "kmnist": 60_000,
+    "digits": 1_438,  # of 1,797 images; the rest is its test set
+}
+
+BEFORE_TRAINING = ("snip", "synflow")  # criteria that look at untrained weights
+
+# the values of keys that params.yaml may leave out
+SCHEDULE: Final = "constant"
+MOMENTUM: Final = 0.0
+WEIGHT_DECAY: Final = 0.0
+TWINS: Final = False
+REWIND: Final = 0
+SOURCE: Final = "ticket"
+
+
+class Plan:
+    """The part of `params.Params` that computes: what its sections come to."""
+
+    if TYPE_CHECKING:  # fields of `Params`, which pydantic must not find here
+        data: Data
+        network: Network
+        train: Train
+        prune: Prune
+        levels: Mapping[str, Level]
+
+    @property
+    def data_file(self) -> Path:
+        """What ``download`` leaves, from the repository's root."""
+        return Path("data") / f"{self.data.name}.safetensors"
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Inputs, units of each hidden layer, and classes of every network."""
+        return (64 if self.data.name == "digits" else 784, *self.network.hidden, 10)
+
+    @property
+    def validation_images(self) -> int:
+        """Training images held out for early stopping: ``data.validation``, but a tenth for ``digits``."""
+        return TRAINING_IMAGES["digits"] // 10 if self.data.name == "digits" else self.data.validation
+
+    @property
+    def training_images(self) -> int:
+        """Images left to train on, validation images taken out."""
+        return TRAINING_IMAGES[self.data.name] - self.validation_images
+
+    @property
+    def iterations(self) -> int:
+        """Iterations that every network trains for; the incomplete last batch of an epoch is dropped."""
+        if self.train.iterations is not None:
+            return self.train.iterations
+        return (self.train.epochs or 0) * (self.training_images // self.train.batch_size)
+
+    @property
+    def order(self) -> tuple[str, ...]:
+        """The names of the levels, every parent before its children, and otherwise as in the file."""
+        order: list[str] = []
+        waiting = list(self.levels)
+        while waiting:
+            ready = next(name for name in waiting if self.levels[name].parent in ("dense", *order))
+            order.append(ready)
+            waiting.remove(ready)
+        return tuple(order)
+
+    def path(self, level: str) -> tuple[float, ...]:
+        """The sparsities from dense down to ``level``, its own the last; dense's is empty.
+
+        Raises KeyError where there is no such level.
+        """
+        path: list[float] = []
+        while level != "dense":
+            path.append(self.levels[level].sparsity)
+            level = self.levels[level].parent
+        return tuple(reversed(path))
+
+    def arms(self, level: str) -> tuple[Arm, ...]:
+        """The arms that a level compares."""
+        return self.levels[level].arms or self.prune.arms
+
+    @property
+    def every_arm(self) -> tuple[Arm, ...]:
+        """The arms of all levels, each once."""
+        return tuple(dict.fromkeys(arm for level in self.order for arm in self.arms(level)))
+
+    def criterion(self, level: str) -> Criterion:
+        """By what a level's weights are ranked."""
+        return self.levels[level].criterion or self.prune.criterion
+
+    def scope(self, level: str) -> Scope:
+        """Whether a level's weights are ranked layer by layer or all together."""
+        return self.levels[level].scope or self.prune.scope
