@@ -51,10 +51,11 @@ class Clone:
 
     @property
     def environment(self) -> dict[str, str]:
-        """What a person's shell has with the virtual environment active; the clone's own code comes first."""
-        names = {name: value for name, value in os.environ.items() if not name.startswith(("DVC_", "MLFLOW_", "GIT_"))}
+        """What a person's shell has with the virtual environment active, in which another checkout is installed."""
+        foreign = ("DVC_", "MLFLOW_", "GIT_", "PYTHONPATH")
+        names = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-        return names | {"PATH": path, "PYTHONPATH": str(self.folder / "src")}
+        return names | {"PATH": path}
 
     def run(self, *command: str, check: bool = True) -> str:
         done = subprocess.run(command, cwd=self.folder, env=self.environment, capture_output=True, text=True)

@@ -124,7 +124,7 @@ def stage(clone: Clone, module: str, name: str, **variables: str) -> "subprocess
     return subprocess.Popen(
         [sys.executable, "-m", f"lottery.stages.{module}"],
         cwd=clone.folder,
-        env=clone.environment | {"DVC_STAGE": name, "DVC_ROOT": str(clone.folder)} | variables,
+        env=clone.environment | {"PYTHONPATH": "src", "DVC_STAGE": name, "DVC_ROOT": str(clone.folder)} | variables,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

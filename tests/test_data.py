@@ -483,6 +483,7 @@ def test_the_download_stage_leaves_the_data_set_that_the_parameters_name(digits:
     parameters = (Path(__file__).parent.parent / "params.yaml").read_text()
     parameters = parameters.replace("name: mnist", "name: digits").replace("validation: 5000", "validation: 144")
     (workspace / "params.yaml").write_text(parameters)
+    (workspace / "src").symlink_to(Path(__file__).parent.parent / "src")
     done = subprocess.run([sys.executable, "-m", "lottery.stages.download"], capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr) == (0, "digits: from scikit-learn, which embeds it\n", "")
     with safe_open(workspace / "data" / "digits.safetensors", framework="pt") as file:

@@ -138,7 +138,7 @@ def test_a_damaged_input_stops_a_stage_with_one_line(clone: Clone, file: str, st
     done = subprocess.run(
         [sys.executable, "-m", f"lottery.stages.{stage}"],
         cwd=clone.folder,
-        env=clone.environment | {"DVC_STAGE": f"{stage}@p75", "DVC_ROOT": str(clone.folder)},
+        env=clone.environment | {"PYTHONPATH": "src", "DVC_STAGE": f"{stage}@p75", "DVC_ROOT": str(clone.folder)},
         capture_output=True,
         text=True,
     )

@@ -29,13 +29,14 @@ from safetensors.torch import save
 from torch import Tensor
 
 from lottery import LotteryError
-from lottery.experiment import Level
 from lottery.network import Masks, Parameters
-from lottery.training import Trained
 from lottery.workplace import replacing
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from lottery.experiment import Level
+    from lottery.training import Trained
 
 
 @dataclass(frozen=True)

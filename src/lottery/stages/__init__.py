@@ -5,13 +5,20 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import NoReturn
 
 from lottery import LotteryError
 from lottery.params import Params
+from lottery.stages import hashed
 
 # importing torch and MLflow makes a million objects that stay, and the collector would look through them every 700 more
 gc.set_threshold(100_000)
+
+STAGE = os.environ.get("DVC_STAGE", "")  # empty where a person starts a stage without DVC
+# at once: importing a stage's own modules takes seconds
+BEGAN_WITH = hashed.inputs(STAGE) if STAGE and Path("dvc.yaml").exists() else {}
+STARTER = hashed.starter() if STAGE else None
 
 
 def run(stage: Callable[[], None]) -> NoReturn:
@@ -22,7 +29,13 @@ def run(stage: Callable[[], None]) -> NoReturn:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     gc.freeze()  # what the imports left stays to the end, and no collection need look at it again
     try:
-        stage()
+        hashed.check_code()
+        if STARTER:
+            hashed.end_with(STARTER)
+        with hashed.sole(STAGE or "by hand"):
+            stage()
+        if BEGAN_WITH:
+            hashed.check_unchanged(STAGE, BEGAN_WITH)
     except LotteryError as error:
         sys.exit(_complain(str(error), 2))
     except KeyboardInterrupt:

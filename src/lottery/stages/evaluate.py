@@ -21,6 +21,7 @@ from lottery.params import Params
 from lottery.plan import BEFORE_TRAINING
 from lottery.pruning import density, weights_kept
 from lottery.stages import run, threads
+from lottery.stages.levels import check_level
 from lottery.statistics import early_stopping, reached, summarize
 
 MODELS, REPORTS = Path("models"), Path("reports")
@@ -32,6 +33,8 @@ def main() -> None:
     remove_old_levels(p)
     with tracking.stage(p, "evaluate") as tracked:
         tracked.connect()
+        for name in ("dense", *p.order):
+            check_level(p, name)
         on_test, on_train = images(p)
         networks = measure(p, on_test, on_train)
         levels = summarize(networks).assign(trainings=lambda table: table["level"].map(lambda name: trainings(p, name)))

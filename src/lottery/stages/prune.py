@@ -5,10 +5,11 @@ from pathlib import Path
 
 from lottery import experiment, params, tracking
 from lottery.arms import Ticket
-from lottery.artifacts import load_contents, load_masks, load_parameters, save_level
+from lottery.artifacts import load_masks, load_parameters, save_level
 from lottery.experiment import Pruning
 from lottery.pruning import Evidence
 from lottery.stages import level_name, run
+from lottery.stages.levels import check_level
 from lottery.stages.training import load_images, recipe, trainer
 
 
@@ -19,7 +20,8 @@ def main() -> None:
     folder, parent = Path("models") / name, Path("models") / p.levels[name].parent
     with tracking.stage(p, name) as tracked:
         images = load_images(p)
-        held = load_contents(parent)
+        check_level(p, "dense")
+        held = check_level(p, p.levels[name].parent)
         pruned = held.rows(p.prune.source if held.path else "dense")
         initial, final = (load_parameters(parent, which).rows(pruned) for which in ("initial", "final"))
         path = (*held.path, p.levels[name].sparsity)

@@ -1,0 +1,111 @@
+"""What DVC hashes for a stage is what the stage runs with.
+
+An editable install imports the code of one checkout, wherever a stage runs. DVC hashes sources and parameters when a
+stage has ended, so that a change while it runs would be recorded for results that are without it. And a stage whose DVC
+was killed would go on beside the next one. Each of these ends a stage with one line instead.
+"""
+
+import hashlib
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+import yaml
+from filelock import FileLock, Timeout
+
+import lottery
+from lottery import LotteryError, params
+
+SHELLS = ("sh", "bash", "dash", "zsh", "ksh", "fish", "csh", "tcsh")  # one may stand between DVC and a stage
+LOCKS = Path(".lottery/locks")  # of the working folder: a DVC experiment in a copy has its own
+PATIENCE = 20  # seconds that a stage whose DVC was killed has to end
+
+
+def check_code() -> None:
+    """Raise LotteryError where the code that runs is not the working folder's, which DVC hashes."""
+    runs, hashed = Path(lottery.__file__).resolve().parent, Path("src/lottery").resolve()
+    if runs != hashed:
+        raise LotteryError(
+            f"{runs}: this code would run, yet DVC hashes that in {hashed}; run stages by `dvc repro`, or set "
+            "PYTHONPATH=src"
+        )
+
+
+def inputs(stage: str) -> dict[str, str]:
+    """The digest of each source file and each value of params.yaml that dvc.yaml lists for a stage, by its name."""
+    name, _, level = stage.rpartition(":")[2].partition("@")
+    stages: dict[str, Any] = yaml.safe_load(Path("dvc.yaml").read_text(encoding="utf-8"))["stages"]
+    entry = stages.get(name, {})
+    entry = entry.get("do", entry)
+    sources = {dep: _digest(Path(dep)) for dep in entry.get("deps", ()) if dep.startswith("src/")}
+    try:
+        content = params.parse(Path("params.yaml").read_text(encoding="utf-8"))
+    except Exception:  # whatever is wrong with it: who loads it says what
+        content = None
+    keys = [key.replace("${key}", level) for key in entry.get("params", ())]
+    return sources | {f"params.yaml: {key}": _value(content, key) for key in keys}
+
+
+def _digest(path: Path) -> str:
+    return hashlib.md5(path.read_bytes()).hexdigest() if path.is_file() else "missing"
+
+
+def _value(content: Any, key: str) -> str:
+    for part in key.split("."):
+        content = content.get(part) if isinstance(content, dict) else None
+    return json.dumps(content, sort_keys=True, default=str)
+
+
+def check_unchanged(stage: str, before: dict[str, str]) -> None:
+    """Raise LotteryError where an input of a stage is another than ``before``, when the stage began."""
+    after = inputs(stage)
+    changed = [name for name, value in before.items() if after.get(name) != value]
+    if changed:
+        raise LotteryError(
+            f"{changed[0]}: changed while {stage} ran, and DVC would record the change for results that are without "
+            "it; nothing was recorded: `dvc repro` runs the stage anew"
+        )
+
+
+@contextmanager
+def sole(stage: str) -> Iterator[None]:
+    """Hold the lock of a stage's outputs in this working folder. Raises LotteryError where another process has it."""
+    LOCKS.mkdir(parents=True, exist_ok=True)
+    name = stage.replace("/", "-")
+    lock, holder = FileLock(LOCKS / f"{name}.lock"), LOCKS / f"{name}.pid"
+    try:
+        lock.acquire(timeout=PATIENCE)
+    except Timeout:
+        pid = holder.read_text() if holder.exists() else "?"
+        raise LotteryError(
+            f"{stage}: process {pid} runs it in this folder already; wait for its end or end it, then `dvc repro`"
+        ) from None
+    holder.write_text(str(os.getpid()))
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def starter() -> psutil.Process | None:
+    """The process that started this one, shells left out: DVC, in a stage."""
+    return next((each for each in psutil.Process().parents() if each.name() not in SHELLS), None)
+
+
+def end_with(process: psutil.Process) -> None:
+    """End this process, as ctrl-C does, when another has ended."""
+
+    def watch() -> None:
+        with suppress(psutil.NoSuchProcess):
+            while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+                time.sleep(0.5)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, name="starter", daemon=True).start()

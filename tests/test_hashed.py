@@ -1,0 +1,304 @@
+"""What DVC hashes for a stage is what the stage runs with: dvc.yaml's deps, and the code of the working folder."""
+
+import ast
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import yaml
+from clones import SMALL, Clone
+from stores import PATIENCE, stage
+
+from lottery import LotteryError
+from lottery.artifacts import load_history
+from lottery.params import Params
+from lottery.stages.levels import check_level
+
+ROOT = Path(__file__).parent.parent
+SOURCES = ROOT / "src"
+
+# modules that stages import and that are no deps, because they decide no byte of an output
+NO_DEPS = {
+    "lottery": "the error that is one line",
+    "lottery.params": "says whether a stage may run; the values go through it unchanged, and `plan` has what they mean",
+    "lottery.stages": "begins and ends a stage",
+    "lottery.stages.hashed": "says whether a stage may run",
+    "lottery.stages.levels": "says whether a stage may run",
+    "lottery.workplace": "moves files, whatever is in them",
+    "lottery.tracking": "shows outputs in MLflow",
+}
+# those that `download` alone does without: it would fetch what it has again
+NOT_OF_DOWNLOAD = {
+    "lottery.images": "loading, which later stages do",
+    "lottery.randomness": "the split, which later stages draw",
+    "lottery.plan": "gives the file's name alone, which is an output in dvc.yaml",
+}
+
+
+def _file(module: str) -> Path | None:
+    path = SOURCES / module.replace(".", "/")
+    return next((file for file in (path.with_suffix(".py"), path / "__init__.py") if file.is_file()), None)
+
+
+def _imported(module: str) -> set[str]:
+    """The modules of this project that a module imports, in functions too, but not for type hints alone."""
+    file = _file(module)
+    assert file, module
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    hints = [node for node in ast.walk(tree) if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"]
+    skipped = {each for node in hints for each in ast.walk(node)}
+    found = set()
+    for node in set(ast.walk(tree)) - skipped:
+        if isinstance(node, ast.Import):
+            found |= {name.name for name in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module} imports relatively"
+            found |= {node.module or "", *(f"{node.module}.{name.name}" for name in node.names)}
+    return {name for name in found if name.partition(".")[0] == "lottery" and _file(name)}
+
+
+def _closure(module: str) -> set[str]:
+    """A stage's module and all that it imports, but for what is no dep and imports for MLflow alone."""
+    found, waiting = set(), [module]
+    while waiting:
+        each = waiting.pop()
+        if each not in found and each not in NO_DEPS and not each.startswith("lottery.tracking."):
+            found.add(each)
+            waiting += _imported(each)
+    return found
+
+
+@pytest.mark.parametrize("stage", ["download", "train", "prune", "evaluate", "plot"])
+def test_a_stages_deps_are_the_modules_that_it_imports(stage: str) -> None:
+    entry = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"][stage]
+    deps = {dep for dep in entry.get("do", entry)["deps"] if dep.startswith("src/") and dep.endswith(".py")}
+    modules = {"lottery.plan"} | _closure(f"lottery.stages.{stage}")  # `params`, which is left out, imports `plan`
+    modules -= NOT_OF_DOWNLOAD.keys() if stage == "download" else set()
+    assert deps == {str(file.relative_to(ROOT)) for file in map(_file, modules) if file}
+
+
+# --- in which folder a stage runs ------------------------------------------------------------------------------------
+
+
+def _keep_the_smallest(folder: Path) -> None:
+    """Change a source so that `prune@p50` leaves other bytes."""
+    source = folder / "src/lottery/pruning.py"
+    text = source.read_text()
+    changed = text.replace("return tuple(weight.abs() for weight in", "return tuple(-weight.abs() for weight in")
+    assert changed != text
+    source.write_text(changed)
+
+
+def _recorded(clone: Clone, experiment: str = "") -> str:
+    """What dvc.lock says of `models/p50`, here or in a DVC experiment."""
+    lock = (clone.folder / "dvc.lock").read_text()
+    if experiment:
+        (reference,) = clone.run("git", "for-each-ref", "--format=%(refname)", f"refs/exps/**/{experiment}").split()
+        lock = clone.run("git", "show", f"{reference}:dvc.lock")
+    return str(yaml.safe_load(lock)["stages"]["prune@p50"]["outs"][0]["md5"])
+
+
+@pytest.fixture(scope="module")
+def smallest(finished: Clone, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """What the changed source leaves in a clone of its own."""
+    folder = tmp_path_factory.mktemp("own") / "clone"
+    shutil.copytree(finished.folder, folder, symlinks=True)
+    own = Clone(folder)
+    _keep_the_smallest(folder)
+    own.repro("--force", "--single-item", "prune@p50")
+    return _recorded(own)
+
+
+@pytest.fixture
+def committed(clone: Clone) -> Clone:
+    clone.commit("Run")
+    return clone
+
+
+def test_a_clone_runs_its_own_code_in_another_clones_environment(finished: Clone, smallest: str) -> None:
+    assert smallest != _recorded(finished)
+
+
+def test_an_experiment_in_a_copy_runs_the_copys_code(committed: Clone, smallest: str) -> None:
+    _keep_the_smallest(committed.folder)
+    committed.run("dvc", "exp", "run", "--temp", "-n", "smallest", "prune@p50")
+    assert _recorded(committed, "smallest") == smallest
+
+
+@pytest.mark.slow
+def test_queued_experiments_run_the_code_that_they_were_queued_with(committed: Clone, smallest: str) -> None:
+    """Two at once, and after the source was put back; what the run cache then gives for each source is right too."""
+    before = _recorded(committed)
+    committed.run("dvc", "exp", "run", "--queue", "-n", "as-it-was", "-S", "train.learning_rate=0.02", "prune@p50")
+    _keep_the_smallest(committed.folder)
+    committed.run("dvc", "exp", "run", "--queue", "-n", "smallest", "prune@p50")
+    committed.run("git", "checkout", "-q", "src")
+    committed.run("dvc", "queue", "start", "-j", "2")
+    deadline = time.monotonic() + PATIENCE
+    while "Running" in (status := committed.run("dvc", "queue", "status")) or "Queued" in status:
+        assert time.monotonic() < deadline, status
+        time.sleep(1)
+    assert _recorded(committed, "smallest") == smallest
+    _keep_the_smallest(committed.folder)
+    committed.repro("prune@p50")
+    assert _recorded(committed) == smallest != before
+
+
+def test_a_worktree_runs_its_own_code(committed: Clone, smallest: str, tmp_path: Path) -> None:
+    committed.run("git", "worktree", "add", "-q", str(tmp_path / "worktree"))
+    worktree = Clone(tmp_path / "worktree")
+    worktree.run("dvc", "cache", "dir", "--local", str(committed.folder / ".dvc/cache"))
+    worktree.run("dvc", "checkout")
+    _keep_the_smallest(worktree.folder)
+    worktree.repro("--single-item", "prune@p50")
+    assert _recorded(worktree) == smallest
+
+
+@pytest.mark.slow
+def test_an_experiment_from_a_subfolder_runs_the_repositorys_code(committed: Clone, smallest: str) -> None:
+    _keep_the_smallest(committed.folder)
+    below = Clone(committed.folder / "src")
+    below.run("dvc", "exp", "run", "-n", "smallest", "../dvc.yaml:prune@p50")
+    assert _recorded(committed) == smallest
+
+
+def test_other_code_than_the_folders_is_refused_before_a_stage_begins(clone: Clone) -> None:
+    before = clone.files("models")
+    done = subprocess.run(
+        [sys.executable, "-m", "lottery.stages.train"],
+        cwd=clone.folder,
+        env=clone.environment,
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    assert f"DVC hashes that in {clone.folder / 'src/lottery'}" in done.stderr
+    assert clone.files("models") == before
+
+
+# --- while a stage runs ----------------------------------------------------------------------------------------------
+
+
+def _long(clone: Clone) -> None:
+    """Have `train` take many seconds, if nobody ends it."""
+    clone.change(train=SMALL["train"] | {"epochs": 4000})
+
+
+def _begin(clone: Clone, *command: str) -> "subprocess.Popen[str]":
+    """Start DVC, and wait until its stage trains: the stage's lock is held, and a worker has been forked."""
+    process = subprocess.Popen(
+        command, cwd=clone.folder, env=clone.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + PATIENCE
+    while not _workers(process):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    return process
+
+
+def _workers(dvc: "subprocess.Popen[str]") -> list[psutil.Process]:
+    """The stage that a DVC runs, and its workers after it; nothing before they are there."""
+    stages = [
+        each for each in psutil.Process(dvc.pid).children(recursive=True) if "lottery.stages.train" in _line(each)
+    ]
+    return stages if len(stages) > 1 else []
+
+
+def _line(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
+
+
+@pytest.mark.parametrize("what", ["params.yaml", "src/lottery/schedules.py"])
+def test_what_changes_while_a_stage_runs_is_not_recorded_for_it(clone: Clone, what: str) -> None:
+    clone.change(train=SMALL["train"] | {"epochs": 40})
+    lock = (clone.folder / "dvc.lock").read_bytes()
+    process = _begin(clone, "dvc", "repro", "train")
+    if what == "params.yaml":
+        clone.change(train=SMALL["train"] | {"epochs": 40, "learning_rate": 0.03})
+    else:
+        with (clone.folder / what).open("a") as source:
+            source.write("\n# changed\n")
+    output = "".join(process.communicate(timeout=PATIENCE))
+    assert process.returncode != 0
+    assert f"{what}: " in output
+    assert "changed while train ran" in output
+    assert "Traceback" not in output
+    assert (clone.folder / "dvc.lock").read_bytes() == lock
+    assert "train" in clone.repro("train")
+
+
+def test_what_a_stage_does_not_depend_on_may_change_while_it_runs(clone: Clone) -> None:
+    clone.change(train=SMALL["train"] | {"epochs": 40})
+    process = _begin(clone, "dvc", "repro", "train")
+    clone.change(run={"threads": 1}, verdict={"margin": 0.3, "speed_margin": 1.25})
+    with (clone.folder / "src/lottery/figures.py").open("a") as source:
+        source.write("\n# changed\n")
+    output = "".join(process.communicate(timeout=PATIENCE))
+    assert process.returncode == 0, output
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL], ids=["TERM", "KILL"])
+def test_a_stage_and_its_workers_end_when_dvc_is_killed_and_the_next_one_is_alone(
+    clone: Clone, how: signal.Signals
+) -> None:
+    _long(clone)
+    process = _begin(clone, "dvc", "repro", "train")
+    orphans = _workers(process)
+    process.send_signal(how)
+    process.wait(PATIENCE)
+    clone.change(train=SMALL["train"] | {"epochs": 5})
+    assert clone.repro("train") == ["train"]
+    assert psutil.wait_procs(orphans, timeout=0)[1] == []
+    assert load_history(clone.folder / "models/dense")["iteration"].max() == 5 * (1295 // 60)
+
+
+@pytest.mark.slow
+def test_a_stage_that_runs_already_in_this_folder_is_not_started_again(clone: Clone) -> None:
+    _long(clone)
+    process = _begin(clone, "dvc", "repro", "train")
+    second = stage(clone, "train", "train")
+    output = "".join(second.communicate(timeout=PATIENCE))
+    assert second.returncode == 2
+    assert f"process {_workers(process)[0].pid} runs it in this folder already" in output
+    process.send_signal(signal.SIGKILL)
+    process.wait(PATIENCE)
+
+
+@pytest.mark.parametrize(
+    ("section", "change", "fact"),
+    [
+        ("train", {"seeds": [0, 1, 2]}, "seeds is 0, 1, and 0, 1, 2 by params.yaml"),
+        ("train", {"epochs": 5}, "last iteration is 84, and 105 by params.yaml"),
+        ("network", {"hidden": [32, 15]}, "sizes is 64, 32, 16, 10, and 64, 32, 15, 10 by params.yaml"),
+        ("prune", {"arms": ["ticket"]}, "arms is ticket, reinit, random, and ticket by params.yaml"),
+        ("levels", {"p50": {"sparsity": 0.4, "parent": "dense"}}, "path is 0.5, and 0.4 by params.yaml"),
+    ],
+)
+def test_a_level_of_other_parameters_is_refused(
+    finished: Clone, monkeypatch: pytest.MonkeyPatch, section: str, change: dict[str, object], fact: str
+) -> None:
+    monkeypatch.chdir(finished.folder)
+    check_level(Params.model_validate(SMALL), "p50")
+    other = Params.model_validate(SMALL | {section: SMALL[section] | change})
+    with pytest.raises(LotteryError, match=f"^models/p50: its {fact}; `dvc repro` makes it anew$"):
+        check_level(other, "p50")
+
+
+@pytest.mark.parametrize("name", ["evaluate", "prune@p75"])
+def test_a_stage_refuses_to_read_a_level_of_other_parameters(clone: Clone, name: str) -> None:
+    before = clone.files("reports") | clone.files("models")
+    clone.change(train=SMALL["train"] | {"seeds": [0, 1, 2]})
+    process = stage(clone, name.partition("@")[0], name)
+    output = process.communicate(timeout=PATIENCE)[1]
+    assert process.returncode == 2
+    assert output.splitlines()[0].startswith("models/dense: its seeds is 0, 1, and 0, 1, 2 by params.yaml")
+    assert clone.files("reports") | clone.files("models") == before
