@@ -110,6 +110,23 @@ def test_dvc_shows_and_compares_metrics_params_and_plots(clone: Clone) -> None:
     assert "accuracy_vs_pruning.png" in Path(page).read_text()
 
 
+@pytest.mark.parametrize(
+    ("level", "line"),
+    [
+        ({"sparsity": 0.5, "parent": "dnese"}, 'levels.p50.parent: no level is called "dnese" (did you mean "dense"?)'),
+        ({"sparsity": 0.5, "parent": "dense", "arm": ["ticket"]}, 'levels.p50.arm: unknown key (did you mean "arms"?)'),
+    ],
+)
+def test_plain_dvc_tells_a_mistake_before_any_stage_runs(clone: Clone, level: dict[str, object], line: str) -> None:
+    before = clone.files("models") | clone.files("reports")
+    clone.change(levels=levels(p50=level))
+    output = clone.run("dvc", "repro", check=False)
+    assert f"params.yaml: {line}" in output
+    assert "failed to reproduce 'check'" in output
+    assert output.count("Running stage") == 1
+    assert clone.files("models") | clone.files("reports") == before
+
+
 def test_a_mistake_in_params_stops_a_stage_with_one_line(clone: Clone) -> None:
     lock = (clone.folder / "dvc.lock").read_bytes()
     clone.change(train=SMALL["train"] | {"batch_size": 0})
