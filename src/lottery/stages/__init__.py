@@ -32,7 +32,7 @@ def run(stage: Callable[[], None]) -> NoReturn:
         hashed.check_code()
         if STARTER:
             hashed.end_with(STARTER)
-        with hashed.sole(STAGE or "by hand"):
+        with hashed.sole(STAGE or Path(sys.argv[0]).stem):
             stage()
         if BEGAN_WITH:
             hashed.check_unchanged(STAGE, BEGAN_WITH)
