@@ -1,5 +1,6 @@
 """Draw the figures, and write the report."""
 
+import hashlib
 import json
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -8,7 +9,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from lottery import LotteryError, figures, params, provenance, report, reports, tracking
+from lottery import LotteryError, figures, params, report, reports, tracking
 from lottery.artifacts import load_contents, load_history, load_masks
 from lottery.drawing import Results
 from lottery.params import Params
@@ -17,6 +18,7 @@ from lottery.stages import run, threads
 from lottery.workplace import replacing
 
 MODELS, REPORTS = Path("models"), Path("reports")
+SHOWN = ("networks.csv", "levels.csv", "verdicts.csv", "conditions.csv", "structure.csv", "claims.json")  # by the page
 
 
 def main() -> None:
@@ -59,8 +61,7 @@ def load_findings(p: Params, results: Results) -> Findings:
         structure=load_report("structure.csv"),
         warnings=list(reports.warnings(results.levels)),
         settings=p.model_dump(mode="json", exclude_none=True, exclude={"tracking", "run"}),
-        environment=provenance.environment(),
-        commit=provenance.commit(),
+        hashes={f"reports/{name}": hashlib.md5((REPORTS / name).read_bytes()).hexdigest() for name in SHOWN},
     )
 
 
