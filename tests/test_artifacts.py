@@ -348,6 +348,23 @@ def test_a_history_that_lacks_rows_is_named(workspace: Path, level: Level, data:
     _refusal(load_history, workspace / "p60", "history.csv")
 
 
+def test_a_history_whose_arms_end_at_different_iterations_is_named(workspace: Path) -> None:
+    save_level(_level(arms=("ticket", "random")), workspace / "p60")
+    path = workspace / "p60" / "history.csv"
+    rows = path.read_text().splitlines(keepends=True)
+    assert sum(row.startswith("random,") and ",750," in row for row in rows) == 2
+    path.write_text("".join(row for row in rows if not (row.startswith("random,") and ",750," in row)))
+    _refusal(load_history, workspace / "p60", "history.csv")
+
+
+def test_a_history_without_its_last_newline_is_named(workspace: Path) -> None:
+    """The last number may lack digits, too."""
+    save_level(_level(), workspace / "p60")
+    path = workspace / "p60" / "history.csv"
+    path.write_text(path.read_text().removesuffix("\n"))
+    _refusal(load_history, workspace / "p60", "history.csv")
+
+
 @pytest.mark.parametrize("content", [b"", b"\0" * 100, b"<html>404</html>\n", "ärger;überall\n1;2\n".encode("latin-1")])
 @pytest.mark.parametrize("name", FILES)
 def test_a_file_that_is_something_else_is_named(workspace: Path, name: str, content: bytes) -> None:

@@ -121,6 +121,21 @@ def test_what_a_pipeline_lacks_is_not_tested_and_named() -> None:
     assert {finding.verdict for _, finding in not_tested("why")} == {"not tested"}
 
 
+def test_what_all_networks_of_a_seed_share_changes_no_comparison() -> None:
+    """Differences and ratios are taken seed by seed, not from another arm's mean."""
+
+    def by_seed(arm: str, r: int | None, row: dict[str, float]) -> None:
+        row["early_stopping_iteration"] *= (1.0, 1.5, 0.6)[int(row["seed"])]
+        for measure in ("test_accuracy", "test_accuracy_last"):
+            row[measure] += (0.0, -0.02, 0.01)[int(row["seed"])]
+
+    expected, found = findings(networks()), findings(networks(by_seed=by_seed))
+    for name, finding in expected.items():
+        assert found[name].verdict == finding.verdict
+        if finding.unit != "% accuracy":  # which no other arm is compared with
+            assert found[name].limits == pytest.approx(finding.limits), name
+
+
 def test_rounds_are_known_by_their_sparsities_whatever_their_names() -> None:
     renamed = networks().replace({"r7": "seven", "r8": "again"})
     assert findings(renamed)["faster-at-21"].verdict == "holds"

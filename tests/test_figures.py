@@ -401,3 +401,7 @@ def test_level_names_that_look_like_numbers_or_nothing_stay_names(workspace: Pat
 def test_a_report_that_is_missing_is_named_with_the_remedy(workspace: Path) -> None:
     with pytest.raises(LotteryError, match=r"^reports/levels\.csv: missing.*dvc repro evaluate"):
         plot.load_results()
+    Path("reports").mkdir()
+    Path("reports/claims.json").write_text('[{"name": "faster')
+    with pytest.raises(LotteryError, match=r"^reports/claims\.json: .*truncated.*dvc repro evaluate"):
+        plot.load_claims()

@@ -213,6 +213,12 @@ def test_a_p_value_is_scipys() -> None:
     assert interval(values).p_value(0.1, "below") == 1
 
 
+def test_differences_that_are_all_alike_are_sure_on_their_side_of_a_bound_and_nothing_elsewhere() -> None:
+    found = interval([0.5, 0.5, 0.5])
+    assert [found.p_value(bound, "above") for bound in (0.0, 0.5, 1.0)] == [0, 1, 1]
+    assert [found.p_value(bound, "below") for bound in (0.0, 0.5, 1.0)] == [1, 1, 0]
+
+
 def test_a_ratio_has_the_limits_of_its_logarithm() -> None:
     ratio = interval([math.log(0.5), math.log(0.8)]).exp()
     assert ratio.mean == pytest.approx(math.sqrt(0.4))

@@ -78,6 +78,13 @@ def test_worse_comes_before_everything_and_slower_before_not_special() -> None:
     assert verdict(networks({"p80": slow_and_ordinary})) == "accurate but slower"
 
 
+@pytest.mark.parametrize("control", ["reinit", "random"])
+def test_a_control_that_is_not_as_accurate_as_dense_makes_no_ticket_ordinary(control: str) -> None:
+    near = GOOD | {"ticket": (-0.1, 1250.0)}  # neither fast nor slow
+    assert verdict(networks({"p80": near | {control: (-0.15, 1500.0)}})) == "sparse but not special"
+    assert verdict(networks({"p80": near | {control: (-0.25, 1500.0)}})) == "undecided"
+
+
 @pytest.mark.parametrize("seeds", [1, 2])
 def test_fewer_than_three_seeds_decide_nothing(seeds: int) -> None:
     (judged,) = judge(networks({"p80": GOOD}, seeds), 0.2, 1.25)

@@ -1,6 +1,7 @@
 """The report: one self-contained HTML file that begins with the answer.
 
-The page is `report.html.j2`; here is what it says. The same results give the same bytes.
+The page is `report.html.j2`; here is what it says. The same results give the same bytes, whatever git or the version of
+Python says.
 """
 
 import base64
@@ -28,6 +29,7 @@ COMPARISONS = {  # the columns of the table of verdicts: a condition of each com
     **{f"ticket − {control}, points": f"beats {control}" for control in CONTROLS},
 }
 TESTED = ("holds", "does not hold", "undecided", "descriptive")
+REPEATED = ("combined_metrics",)  # a figure whose panels are figures of their own
 
 
 @dataclass(frozen=True)
@@ -42,8 +44,7 @@ class Findings:
     structure: pd.DataFrame  # reports/structure.csv
     warnings: Sequence[str]
     settings: Mapping[str, Any]  # params.yaml's sections that decide results
-    environment: Mapping[str, str]
-    commit: str  # empty where no commit has these sources and parameters
+    hashes: Mapping[str, str]  # MD5s of the reports, as dvc.lock has them
 
     @cached_property
     def judged(self) -> list[dict[str, Any]]:
@@ -174,7 +175,7 @@ def render(findings: Findings, figures: Path, threads: int = 1) -> str:
         undefined=jinja2.StrictUndefined,
     )
     environment.filters |= {"claimed": claimed, "percent": percent, "cell": cell}
-    names = [name for name in FIGURES if (figures / f"{name}.png").exists()]
+    names = [name for name in FIGURES if name not in REPEATED and (figures / f"{name}.png").exists()]
     with ThreadPoolExecutor(threads) as pool:
         sources = list(pool.map(embedded, (figures / f"{name}.png" for name in names)))
     pictures = [
@@ -221,10 +222,11 @@ def cell(value: object) -> str:
 
 
 def embedded(picture: Path) -> str:
-    """A PNG file as a data URI of lossless WebP, which takes half the space."""
+    """A PNG file as a data URI of lossless WebP in 64 colours, which takes a fifth of the space."""
     content = BytesIO()
     with Image.open(picture) as image:
-        image.convert("RGB").save(content, "WEBP", lossless=True, quality=30, method=2)
+        colours = image.convert("RGB").quantize(64, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+        colours.convert("RGB").save(content, "WEBP", lossless=True, quality=30, method=2)
     return "data:image/webp;base64," + base64.b64encode(content.getvalue()).decode()
 
 

@@ -1,14 +1,16 @@
 """Draw the figures, and write the report."""
 
+import hashlib
 import json
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from lottery import LotteryError, figures, params, provenance, report, reports, tracking
+from lottery import LotteryError, figures, params, report, reports, tracking
 from lottery.artifacts import load_contents, load_history, load_masks
 from lottery.drawing import Results
 from lottery.params import Params
@@ -17,6 +19,7 @@ from lottery.stages import run, threads
 from lottery.workplace import replacing
 
 MODELS, REPORTS = Path("models"), Path("reports")
+SHOWN = ("networks.csv", "levels.csv", "verdicts.csv", "conditions.csv", "structure.csv", "claims.json")  # by the page
 
 
 def main() -> None:
@@ -55,12 +58,11 @@ def load_findings(p: Params, results: Results) -> Findings:
         networks=results.networks,
         verdicts=load_report("verdicts.csv"),
         conditions=load_report("conditions.csv"),
-        claims=json.loads((REPORTS / "claims.json").read_text()),
+        claims=load_claims(),
         structure=load_report("structure.csv"),
         warnings=list(reports.warnings(results.levels)),
         settings=p.model_dump(mode="json", exclude_none=True, exclude={"tracking", "run"}),
-        environment=provenance.environment(),
-        commit=provenance.commit(),
+        hashes={f"reports/{name}": hashlib.md5((REPORTS / name).read_bytes()).hexdigest() for name in SHOWN},
     )
 
 
@@ -70,7 +72,20 @@ def load_report(name: str) -> pd.DataFrame:
     try:
         return pd.read_csv(REPORTS / name, dtype=names, keep_default_na=False, na_values=[""])
     except (OSError, ValueError) as error:
-        raise LotteryError(f"{REPORTS / name}: missing, truncated or altered; `dvc repro evaluate` makes it") from error
+        raise _damaged(name) from error
+
+
+def load_claims() -> list[dict[str, Any]]:
+    """The paper's claims and what became of them."""
+    try:
+        claims: list[dict[str, Any]] = json.loads((REPORTS / "claims.json").read_text())
+    except (OSError, ValueError) as error:
+        raise _damaged("claims.json") from error
+    return claims
+
+
+def _damaged(name: str) -> LotteryError:
+    return LotteryError(f"{REPORTS / name}: missing, truncated or altered; `dvc repro evaluate` makes it")
 
 
 def load_connections(folder: Path) -> NDArray[np.float64]:
