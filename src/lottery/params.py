@@ -1,11 +1,13 @@
 """params.yaml as a typed, validated schema.
 
 Whatever reads params.yaml reads it here, before anything heavy is imported: ``load`` needs neither torch nor MLflow
-nor DVC. DVC reads the same file before any code of ours, as YAML 1.2: ``parse`` makes PyYAML agree with it.
+nor DVC. DVC reads the same file before any code of ours, with ruamel.yaml: so does ``parse``.
 """
 
 import json
 import re
+import warnings
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import date
@@ -14,7 +16,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar, cast, get_args
 
-import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -28,6 +29,11 @@ from pydantic import (
     model_validator,
 )
 from pydantic_core import CoreSchema, ErrorDetails, InitErrorDetails, PydanticCustomError, core_schema
+from ruamel.yaml import YAML
+from ruamel.yaml.constructor import DuplicateKeyError, SafeConstructor
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.nodes import CollectionNode, Node
+from ruamel.yaml.reader import ReaderError
 
 from lottery import LotteryError
 from lottery.plan import (
@@ -50,6 +56,16 @@ Scale = Literal["standard", "unit"]
 Schedule = Literal["constant", "warm-up", "step", "cosine"]
 Scope = Literal["layer", "global"]
 Source = Literal["ticket", "finetune", "lr-rewind"]
+
+# What is beyond these is a mistake, and would fail or never end in a later stage
+MOST_BYTES = 300_000  # of params.yaml; read in under 2 s
+MOST_VALUES = 200_000  # in params.yaml, all aliases written out
+MOST_ITEMS = 1000  # of a list
+MOST_LAYERS = 50  # hidden ones
+MOST_ITERATIONS = 100_000_000
+MOST_MEMORY = 1000  # GB, of the networks that are trained together
+MOST_LINES = 10  # of mistakes told at once
+MOST_CHARACTERS = 300  # of such a line
 
 CONTINUED = ("finetune", "lr-rewind")  # arms that start from the parent's trained weights
 
@@ -79,7 +95,7 @@ class Is:
     def _check(self, value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
         try:
             return handler(value)
-        except ValidationError:
+        except ValueError:  # a ValidationError, and what Literal raises for an int of thousands of digits
             text = f"{_shown(value)} is not {self.words}{_did_you_mean(value, self.choices)}"
             raise PydanticCustomError("mistake", text) from None
 
@@ -100,13 +116,17 @@ def _refuse(mistakes: Iterable[Mistake]) -> None:
 
 def _several(value: object) -> tuple[Any, ...]:
     if isinstance(value, list | tuple) and value:
+        if len(value) > MOST_ITEMS:
+            raise PydanticCustomError("mistake", f"a list of {len(value)} items; give {MOST_ITEMS} at most")
         return tuple(value)
     raise PydanticCustomError("mistake", f"{_shown(value)} is not {A_LIST}")
 
 
 def _distinct(items: tuple[Any, ...]) -> tuple[Any, ...]:
-    repeated = dict.fromkeys(item for index, item in enumerate(items) if item in items[:index])
-    _refuse(((), f"{_shown(item)} is listed more than once; remove the repetition") for item in repeated)
+    counts = Counter(items)
+    _refuse(
+        ((), f"{_shown(item)} is listed more than once; remove the repetition") for item in counts if counts[item] > 1
+    )
     return items
 
 
@@ -119,20 +139,35 @@ def _rising(items: tuple[int, ...]) -> tuple[int, ...]:
     return items
 
 
+def _not_beyond(number: int) -> int:
+    if number > MOST_ITERATIONS:
+        raise PydanticCustomError("mistake", f"{_shown(number)} is too large; give {MOST_ITERATIONS} at most")
+    return number
+
+
+def _not_too_deep(layers: tuple[int, ...]) -> tuple[int, ...]:
+    if len(layers) > MOST_LAYERS:
+        raise PydanticCustomError("mistake", f"{len(layers)} layers are too many; give {MOST_LAYERS} at most")
+    return layers
+
+
 def _check_name(name: str) -> str:
-    if name == "dense" or not re.fullmatch("[a-z0-9][a-z0-9-]*", name):
+    if name == "dense" or not re.fullmatch("[a-z0-9][a-z0-9-]{0,99}", name):
         raise ValueError(name)
     return name
 
 
 Item = TypeVar("Item")
 Several = Annotated[tuple[Item, ...], BeforeValidator(_several)]
-Count = Annotated[int, Field(ge=1), Is("a whole number of 1 or more")]
+Count = Annotated[int, Field(ge=1), Is("a whole number of 1 or more"), AfterValidator(_not_beyond)]
 Seed = Annotated[int, Field(ge=0, lt=2**63), Is("a whole number from 0 to 2**63 - 1")]
 LevelName = Annotated[
     str,
     AfterValidator(_check_name),
-    Is('a name for a level: make it a text of a-z, 0-9 and "-" that begins with a letter or digit, other than "dense"'),
+    Is(
+        'a name for a level: make it a text of up to 100 of a-z, 0-9 and "-" that begins with a letter or digit, other '
+        'than "dense"'
+    ),
 ]
 
 
@@ -153,7 +188,7 @@ class Data(Section):
 class Network(Section):
     """The multilayer perceptron."""
 
-    hidden: Several[Count]  # units in each hidden layer
+    hidden: Annotated[Several[Count], AfterValidator(_not_too_deep)]  # units in each hidden layer
     initialization: Annotated[Initialization, Is.one_of(get_args(Initialization))]
 
 
@@ -207,7 +242,8 @@ class Prune(Section):
     criterion: Annotated[Criterion, Is.one_of(get_args(Criterion))]
     scope: Annotated[Scope, Is.one_of(get_args(Scope))]
     output_rate: Annotated[float, Field(ge=0, le=1), Is("a number from 0 to 1")]  # fraction of each step's rate
-    rewind: Annotated[int, Field(ge=0), Is("a whole number of 0 or more")] = REWIND  # iteration of the dense run
+    # iteration of the dense run
+    rewind: Annotated[int, Field(ge=0), Is("a whole number of 0 or more"), AfterValidator(_not_beyond)] = REWIND
     # whose final weights a child prunes
     source: Annotated[Source, Is.one_of(get_args(Source))] = Field(SOURCE, alias="from")
 
@@ -236,24 +272,40 @@ def _check_tree(levels: Mapping[str, Level]) -> Mapping[str, Level]:
 
 def _mistakes_in_tree(levels: Mapping[str, Level]) -> Iterator[Mistake]:
     """Parents that do not exist, cycles (each once), and children that are no sparser than their parent."""
-    in_a_cycle: set[str] = set()
+    cycles, told, strangers = _cycles(levels), set[str](), 0
     for name, level in levels.items():
         parent = level.parent
         if parent != "dense" and parent not in levels:
-            hint = _did_you_mean(parent, ("dense", *levels)) or f"; choose from {', '.join(('dense', *levels))}"
+            strangers += 1  # a guess among thousands of levels takes its time
+            hint = _did_you_mean(parent, ("dense", *levels)) if strangers <= MOST_LINES else ""
+            hint = hint or f"; choose from {', '.join(('dense', *levels))}"
             yield (name, "parent"), f"no level is called {_shown(parent)}{hint}"
             continue
-        walk = [name]
-        while (ancestor := levels[walk[-1]].parent) in levels and ancestor not in walk:
-            walk.append(ancestor)
-        if ancestor == name and name not in in_a_cycle:
-            in_a_cycle.update(walk)
-            cycle = " -> ".join((*walk, name))
+        if name in cycles and name not in told:
+            told.update(cycles[name])
+            start = cycles[name].index(name)
+            cycle = " -> ".join((*cycles[name][start:], *cycles[name][:start], name))
             yield (name, "parent"), f"the cycle {cycle} never reaches dense; change one parent in it"
         floor = levels[parent].sparsity if parent in levels else 0
-        if name not in in_a_cycle and level.sparsity <= floor:
+        if name not in cycles and level.sparsity <= floor:
             text = f"{level.sparsity} is not above the {floor} of its parent {parent}; raise it or change the parent"
             yield (name, "sparsity"), text
+
+
+def _cycles(levels: Mapping[str, Level]) -> dict[str, list[str]]:
+    """The cycle that each level in one is part of, every parent after its child."""
+    cycles: dict[str, list[str]] = {}
+    seen: set[str] = set()
+    for name in levels:
+        walk: dict[str, int] = {}  # with the place in it
+        while name in levels and name not in seen:
+            seen.add(name)
+            walk[name] = len(walk)
+            name = levels[name].parent
+        if name in walk:
+            cycle = list(walk)[walk[name] :]
+            cycles.update(dict.fromkeys(cycle, cycle))
+    return cycles
 
 
 class Verdict(Section):
@@ -273,7 +325,9 @@ class Tracking(Section):
 class Run(Section):
     """How to run, never what comes out."""
 
-    threads: Annotated[Literal["auto"] | Annotated[int, Field(ge=1)], Is("auto or a whole number of 1 or more")]
+    threads: Annotated[
+        Literal["auto"] | Annotated[int, Field(ge=1, le=1024)], Is("auto or a whole number from 1 to 1024")
+    ]
 
 
 class Params(Section, Plan):
@@ -313,6 +367,10 @@ class Params(Section, Plan):
             text = f"{size} is more than the {left} training images left ({total} - {held_out} held out)"
             yield ("train", "batch_size"), f"{text}; give {left} or less"
         layers = [inputs * outputs for inputs, outputs in pairwise(self.sizes)]
+        at_once = max(len(self.arms(name)) for name in self.levels) * len(self.train.seeds) * (1 + self.train.twins)
+        if (gigabytes := 24 * sum(layers) * at_once / 1e9) > MOST_MEMORY:  # weights, gradients, Adam's two, start, best
+            text = f"{at_once} networks of {sum(layers)} weights at once take {gigabytes:.0f} GB of memory"
+            yield ("network", "hidden"), f"{text}; give fewer units or seeds"
         for name, level in self.levels.items():
             together = self.scope(name) == "global"
             weights = sum(layers) if together else min(layers[:-1])
@@ -323,6 +381,8 @@ class Params(Section, Plan):
 
     def _disagreements_on_iterations(self) -> Iterator[Mistake]:
         last = self.iterations
+        if last > MOST_ITERATIONS:
+            yield ("train", "epochs"), f"{self.train.epochs} are {last} iterations; give {MOST_ITERATIONS} at most"
         if "rewind" not in self.prune.model_fields_set:  # DVC has it in the params of the stage `train`
             yield ("prune", "rewind"), "missing; give a whole number of 0 or more"
         for section, key, value in (
@@ -334,14 +394,14 @@ class Params(Section, Plan):
                 yield (section, key), f"{value} is not before the last of the {last} iterations; give less"
 
     def _disagreements_on_arms(self) -> Iterator[Mistake]:
-        source = self.prune.source
-        if source != "ticket" and not any(self._child(name) for name in self.order):
+        source, children = self.prune.source, self._children
+        if source != "ticket" and not children:
             yield ("prune", "from"), f"{source} says what children prune, and no level is a parent; make it ticket"
         continued: set[str] = set()
         for name in self.order:
             arms = self.arms(name)
             key = ("levels", name, "arms") if self.levels[name].arms else ("prune", "arms")
-            child = self._child(name)
+            child = children.get(name)
             if child is not None and source not in arms:
                 yield key, f"{source} is missing, yet {child} prunes the {source} of its parent {name}; add it"
             continued |= set(CONTINUED) & set(arms)
@@ -362,8 +422,11 @@ class Params(Section, Plan):
         }
         return self.prune.rewind >= steady_from[t.schedule]
 
-    def _child(self, level: str) -> str | None:
-        return next((child for child in self.order if self.levels[child].parent == level), None)
+    @property
+    def _children(self) -> dict[str, str]:
+        """The first child of each level that has any."""
+        parents = {child: self.levels[child].parent for child in reversed(self.order)}
+        return {parent: child for child, parent in parents.items() if parent != "dense"}
 
     def _disagreements_on_scopes(self) -> Iterator[Mistake]:
         for name, level in self.levels.items():
@@ -374,6 +437,7 @@ class Params(Section, Plan):
 
     def _disagreements_before_training(self) -> Iterator[Mistake]:
         """What criteria that look at untrained weights ask for."""
+        children = self._children
         for name, level in self.levels.items():
             criterion = self.criterion(name)
             if criterion not in BEFORE_TRAINING:
@@ -382,7 +446,7 @@ class Params(Section, Plan):
             if level.parent != "dense":
                 text = f"{level.parent} is trained, yet {criterion} ranks weights before training; make it dense"
                 yield (*own, "parent"), text
-            child = self._child(name)
+            child = children.get(name)
             if child is not None:
                 yield ("levels", child, "parent"), f"{name} is pruned by {criterion} and has no children; make it dense"
             if self.scope(name) != "global":
@@ -403,6 +467,8 @@ def load(path: Path = Path("params.yaml")) -> Params:
     and the remedy.
     """
     try:
+        if (size := path.stat().st_size) > MOST_BYTES:
+            raise LotteryError(f"{path}: has {size} bytes; give {MOST_BYTES} at most")
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise LotteryError(f"{path}: no such file; run this in the folder that holds dvc.yaml") from None
@@ -418,18 +484,27 @@ def read(text: str, path: Path) -> Params:
     """Check the text of a params.yaml, which ``path`` names in what is said of it. Raises LotteryError as `load`."""
     try:
         content = parse(text)
-    except yaml.YAMLError as error:
-        raise LotteryError(f"{path}: {error}") from None
+    except LotteryError as error:
+        raise LotteryError(_in_short(f"{path}: {error}")) from None
     if not isinstance(content, dict):
         what = "the file is empty" if content is None else f"{_shown(content)} is not a mapping"
         raise LotteryError(f"{path}: {what}; write the sections {', '.join(Params.model_fields)}")
     try:
         return Params.model_validate(content)
     except ValidationError as error:
-        raise LotteryError("\n".join(f"{path}: {_line(details)}" for details in error.errors())) from None
+        lines = [_in_short(f"{path}: {_line(details)}") for details in error.errors()[:MOST_LINES]]
+        if more := error.error_count() - len(lines):
+            lines.append(f"{path}: and {more} more; mend these first")
+        raise LotteryError("\n".join(lines)) from None
 
 
 # How a mistake reads
+
+
+def _in_short(text: str) -> str:
+    """A text on one line, and where it is long without its middle: key and remedy stand at its ends."""
+    text = " ".join(text.split())
+    return text if len(text) <= MOST_CHARACTERS else f"{text[:180]} ... {text[5 + 180 - MOST_CHARACTERS :]}"
 
 
 def _line(details: ErrorDetails) -> str:
@@ -515,7 +590,7 @@ def _did_you_mean(word: object, known: Iterable[str]) -> str:
         pairs = ((typed, other.lower()), (sorted(typed), sorted(other.lower())))
         return sum(SequenceMatcher(None, *pair).ratio() for pair in pairs) / 2
 
-    typed = str(word).lower()
+    typed = str(word)[:100].lower()
     best, second = (sorted(((closeness(other), other) for other in known), reverse=True) + [(0.0, "")] * 2)[:2]
     return f' (did you mean "{best[1]}"?)' if best[0] > 0.62 and best[0] > second[0] else ""
 
@@ -523,87 +598,78 @@ def _did_you_mean(word: object, known: Iterable[str]) -> str:
 # Reading YAML as DVC does
 
 
-class _Loader(yaml.SafeLoader):
-    """YAML 1.2 as DVC's ruamel.yaml reads it: 1e-3 is a number, `on` a text, 017 is 17, no key stands twice."""
+class _Constructor(SafeConstructor):
+    """The constructor of ruamel.yaml, which says of every failure in which line it is, and bounds what aliases add."""
 
-    def construct_yaml_int(self, node: yaml.ScalarNode) -> int:
-        digits = self.construct_scalar(node).replace("_", "")
-        sign, digits = (-1 if digits.startswith("-") else 1), digits.lstrip("+-")
-        base = {"0b": 2, "0o": 8, "0x": 16}.get(digits[:2])
-        return sign * (int(digits) if base is None else int(digits[2:], base))
+    def get_single_data(self) -> Any:
+        try:
+            return super().get_single_data()
+        except (YAMLError, RecursionError):
+            raise
+        except Exception:  # of the scanner, as in "\U00110000"
+            line = getattr(getattr(self.loader, "reader", None), "line", None)
+            where = "" if line is None else f"line {line + 1}: "
+            raise YAMLError(f"{where}cannot be read as YAML; put the value in quotes if it is a text") from None
 
-    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+    def construct_document(self, node: Node) -> Any:
+        if _expanded(node, {}) > MOST_VALUES:
+            raise _mistake(node, f"aliases make more than {MOST_VALUES} values of this", "write fewer of them")
+        return super().construct_document(node)
+
+    def construct_object(self, node: Node, deep: bool = False) -> Any:
         try:
             return super().construct_object(node, deep)
-        except (ValueError, LookupError, AttributeError):  # as in `0x_`, or a thirteenth month
-            problem = f"{_shown(node.value)} cannot be read as {node.tag.rpartition(':')[2]}"
+        except (YAMLError, RecursionError):
+            raise
+        except Exception:  # ruamel.yaml lets several kinds through, as for `0x_` or a thirteenth month
+            value = "this" if isinstance(node, CollectionNode) else _shown(node.value)
+            problem = f"{value} cannot be read as {str(node.tag).rpartition(':')[2]}"
             raise _mistake(node, problem, "put it in quotes if it is a text") from None
 
-    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
-        node = super().compose_mapping_node(anchor)
-        first: dict[Any, yaml.Node] = {}
-        for key_node, _ in node.value:
-            if not isinstance(key_node, yaml.ScalarNode):
-                raise _mistake(key_node, "a list or a mapping cannot be a key", "give the key a name")
-            is_text = key_node.tag in ("tag:yaml.org,2002:merge", "tag:yaml.org,2002:value")  # << and =
-            key = key_node.value if is_text else self.construct_object(key_node)
-            if key in first:
-                begin = first[key].start_mark.line + 1
-                raise _mistake(key_node, f"{_shown(key)} stands here and in line {begin}", "keep one of the two")
-            first[key] = key_node
-        return node
+    def construct_scalar(self, node: Node) -> Any:
+        value = super().construct_scalar(node)
+        if isinstance(value, str) and (found := re.search("[\ud800-\udfff]", value)):
+            raise _mistake(node, f"the character U+{ord(found[0]):04X} is not allowed", "remove it")
+        return value
 
 
-_Loader.yaml_implicit_resolvers = {}  # none of PyYAML's, which are those of YAML 1.1
-_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
-for _tag, _pattern, _beginnings in (  # ruamel.yaml's own, for YAML 1.2
-    ("bool", "true|True|TRUE|false|False|FALSE", "tTfF"),
-    (
-        "float",
-        r"[-+]?[0-9][0-9_]*\.[0-9_]*(?:[eE][-+]?[0-9]+)?"
-        r"|[-+]?[0-9][0-9_]*[eE][-+]?[0-9]+"
-        r"|[-+]?\.[0-9_]+(?:[eE][-+][0-9]+)?"
-        r"|[-+]?\.(?:inf|Inf|INF)"
-        r"|\.(?:nan|NaN|NAN)",
-        "-+0123456789.",
-    ),
-    ("int", "[-+]?0b[0-1_]+|[-+]?0o?[0-7_]+|[-+]?[0-9_]+|[-+]?0x[0-9a-fA-F_]+", "-+0123456789"),
-    ("merge", "<<", "<"),
-    ("null", "~|null|Null|NULL|", ["~", "n", "N", ""]),
-    (
-        "timestamp",
-        "[0-9]{4}-[0-9]{2}-[0-9]{2}"
-        r"|[0-9]{4}-[0-9]{1,2}-[0-9]{1,2}(?:[Tt]|[ \t]+)[0-9]{1,2}:[0-9]{2}:[0-9]{2}(?:\.[0-9]*)?"
-        r"(?:[ \t]*(?:Z|[-+][0-9]{1,2}(?::[0-9]{2})?))?",
-        "0123456789",
-    ),
-    ("value", "=", "="),
-):
-    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), list(_beginnings))
+def _expanded(node: Node, known: dict[int, int]) -> int:
+    """How many values a node stands for where each alias is written out."""
+    if id(node) not in known:
+        known[id(node)] = 1  # for an alias inside of its anchor
+        items = node.value if isinstance(node, CollectionNode) else ()
+        children = (child for item in items for child in (item if isinstance(item, tuple) else (item,)))
+        known[id(node)] = 1 + sum(_expanded(child, known) for child in children)
+    return known[id(node)]
 
 
-def _mistake(node: yaml.Node, problem: str, remedy: str) -> yaml.MarkedYAMLError:
-    return yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark, note=remedy)
+def _mistake(node: Node, problem: str, remedy: str) -> MarkedYAMLError:
+    return MarkedYAMLError(problem=problem, problem_mark=node.start_mark, note=remedy)
 
 
 def parse(text: str) -> Any:
     """YAML text as DVC reads it; None where it is empty.
 
-    Raises yaml.YAMLError, with a text of one line that names the line at fault. Refused, too, is what DVC would read by
-    other rules: a `%YAML` directive, and Unicode's own line breaks.
+    Raises LotteryError, with a text of one line that names the line at fault where one is known.
     """
-    if found := re.search("^%YAML|[\x85\u2028\u2029]", text, re.MULTILINE):
-        what = "a %YAML directive" if found[0] == "%YAML" else f"the character U+{ord(found[0]):04X}"
-        raise yaml.YAMLError(f"line {text.count(chr(10), 0, found.start()) + 1}: {what} is not allowed; remove it")
+    reader = YAML(typ="safe")  # as in dvc.utils.serialize
+    reader.Constructor = _Constructor
     try:
-        return yaml.load(text, Loader=_Loader)
-    except yaml.MarkedYAMLError as error:
-        marks = [mark.line + 1 for mark in (error.problem_mark, error.context_mark) if mark is not None]
-        remedy = error.note or f"check quotes, brackets and indentation from line {min(marks)} on"
+        with warnings.catch_warnings(action="ignore"):
+            return reader.load(text)
+    except MarkedYAMLError as error:
+        marks = [mark.line + 1 for mark in (error.problem_mark, error.context_mark) if mark is not None] or [1]
+        remedy = f"check quotes, brackets and indentation from line {min(marks)} on"
+        if isinstance(error, DuplicateKeyError):
+            remedy = "keep one of the two"
+        elif type(error) is MarkedYAMLError and error.note:  # our own
+            remedy = error.note
         problem = ", ".join(part for part in (error.context, error.problem) if part)
-        raise yaml.YAMLError(f"line {marks[0]}: {problem}; {remedy}") from None
-    except yaml.reader.ReaderError as error:
+        raise LotteryError(f"line {marks[0]}: {problem}; {remedy}") from None
+    except ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
-        raise yaml.YAMLError(f"line {line}: the character U+{error.character:04X} is not allowed; remove it") from None
+        raise LotteryError(f"line {line}: the character U+{error.character:04X} is not allowed; remove it") from None
+    except YAMLError as error:
+        raise LotteryError(str(error)) from None
     except RecursionError:
-        raise yaml.YAMLError("nested too deeply to be read; make it flatter") from None
+        raise LotteryError("nested too deeply to be read; make it flatter") from None

@@ -6,6 +6,7 @@ Every stage depends on this module, because all of it decides bytes; the schema 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from heapq import heappop, heappush
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -71,12 +72,17 @@ class Plan:
     @property
     def order(self) -> tuple[str, ...]:
         """The names of the levels, every parent before its children, and otherwise as in the file."""
+        places = {name: place for place, name in enumerate(self.levels)}
+        children: dict[str, list[str]] = {}
+        for name, level in self.levels.items():
+            children.setdefault(level.parent, []).append(name)
         order: list[str] = []
-        waiting = list(self.levels)
-        while waiting:
-            ready = next(name for name in waiting if self.levels[name].parent in ("dense", *order))
-            order.append(ready)
-            waiting.remove(ready)
+        ready = [(places[name], name) for name in children.get("dense", ())]
+        while ready:
+            _, name = heappop(ready)
+            order.append(name)
+            for child in children.get(name, ()):
+                heappush(ready, (places[child], child))
         return tuple(order)
 
     def path(self, level: str) -> tuple[float, ...]:
