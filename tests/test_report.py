@@ -168,7 +168,7 @@ def test_the_report_has_the_same_bytes_whatever_git_says(clone: Clone, history: 
     done = subprocess.run(
         [sys.executable, "-m", "lottery.stages.plot"],
         cwd=clone.folder,
-        env=clone.environment | {"PATH": path, "DVC_STAGE": "plot", "DVC_ROOT": str(clone.folder)},
+        env=clone.environment | {"PATH": path, "PYTHONPATH": "src", "DVC_STAGE": "plot", "DVC_ROOT": str(clone.folder)},
         capture_output=True,
         text=True,
     )
