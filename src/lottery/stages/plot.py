@@ -55,7 +55,7 @@ def load_findings(p: Params, results: Results) -> Findings:
         networks=results.networks,
         verdicts=load_report("verdicts.csv"),
         conditions=load_report("conditions.csv"),
-        claims=json.loads((REPORTS / "claims.json").read_text()),
+        claims=json.loads((REPORTS / "claims.json").read_text(encoding="utf-8")),
         structure=load_report("structure.csv"),
         warnings=list(reports.warnings(results.levels)),
         settings=p.model_dump(mode="json", exclude_none=True, exclude={"tracking", "run"}),
