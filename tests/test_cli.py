@@ -65,6 +65,19 @@ def test_check_needs_none_of_the_heavy_packages(text: str | None, code: int) -> 
     assert bool(ran.stderr) == bool(code)
 
 
+@pytest.mark.parametrize(("every", "warned"), [(4579, False), (4580, True), (5000, True)])
+def test_check_warns_where_every_network_would_be_censored(
+    every: int, warned: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("params.yaml").write_text(DEFAULT.replace("evaluate_every: 250", f"evaluate_every: {every}"), encoding="utf-8")
+    assert main(["check"]) == 0
+    line = (
+        f"params.yaml: train.evaluate_every: {every} is not below the 4580 iterations, so early stopping has one "
+        "evaluation to choose from, and every network counts as censored; give less\n"
+    )
+    assert capsys.readouterr().err == (line if warned else "")
+
+
 def test_the_module_runs_as_a_command() -> None:
     ran = subprocess.run([sys.executable, "-m", "lottery.cli", "check"], capture_output=True, text=True, env=os.environ)
     assert (ran.returncode, ran.stderr) == (0, "")

@@ -141,7 +141,23 @@ def test_kaiming_uniform_is_uniform_within_the_bounds_of_pytorchs_linear_layer()
             assert float(ours.square().mean()) == pytest.approx(bound**2 / 3, rel=4 / math.sqrt(len(ours)))
 
 
-@pytest.mark.parametrize("scheme", ["glorot-normal", "kaiming-uniform"])
+def test_kaiming_normal_weights_are_normal_with_variance_2_over_in_and_biases_are_pytorchs() -> None:
+    sizes = (784, 300, 100, 10)
+    parameters = initialize(sizes, "kaiming-normal", [_generator(seed) for seed in range(3)])
+    for weight, bias, inputs in zip(parameters.weights, parameters.biases, sizes[:-1], strict=True):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            pytorchs = torch.nn.init.kaiming_normal_(torch.empty(weight.shape[2], inputs))
+        for weights in (weight, pytorchs):
+            several_errors = 4 / math.sqrt(weights.numel())
+            assert weights.square().mean() == pytest.approx(2 / inputs, rel=2 * several_errors)
+            assert float(weights.mean()) == pytest.approx(0, abs=several_errors * math.sqrt(2 / inputs))
+            within_one_deviation = (weights.abs() < math.sqrt(2 / inputs)).double().mean()
+            assert float(within_one_deviation) == pytest.approx(0.6827, abs=several_errors)
+        assert 0.7 / math.sqrt(inputs) < bias.abs().max() <= 1 / math.sqrt(inputs)
+
+
+@pytest.mark.parametrize("scheme", ["glorot-normal", "kaiming-uniform", "kaiming-normal"])
 @given(sizes_of_networks, st.lists(seeds, min_size=1, max_size=4))
 def test_a_networks_initialization_depends_on_its_own_generator_alone(
     scheme: str, sizes: tuple[int, ...], its_seeds: list[int]

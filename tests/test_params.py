@@ -180,7 +180,8 @@ THREADS = "is not auto or a whole number from 1 to 1024"
         (
             "glorot-normal",
             "glorot",
-            'network.initialization: "glorot" is not glorot-normal or kaiming-uniform (did you mean "glorot-normal"?)',
+            'network.initialization: "glorot" is not glorot-normal, kaiming-uniform or kaiming-normal '
+            '(did you mean "glorot-normal"?)',
         ),
         # train
         ("[0, 1, 2, 3, 4]", "[]", f"train.seeds: [] {A_LIST}"),
@@ -640,6 +641,33 @@ def test_what_dvc_recorded_need_not_agree() -> None:
     assert Params.model_validate(values, context=RECORDED).prune.rewind == 10_000
     with pytest.raises(ValidationError):
         Params.model_validate(values)
+
+
+@pytest.mark.parametrize(("rate", "fine"), [("0.5", True), ("0", True), ("0.0", True), ("0.3", False), ("1.0", False)])
+def test_an_output_rate_is_refused_where_no_level_is_pruned_by_layer(rate: str, fine: bool) -> None:
+    text = default_with(("output_rate: 0.5", f"output_rate: {rate}"), ("scope: layer ", "scope: global "))
+    if fine:
+        assert load_text(text).prune.output_rate == float(rate)
+    else:
+        assert mistakes(text) == [
+            f"params.yaml: prune.output_rate: {rate} is for scope layer, and no level has it; "
+            "make it 0.5, or 0 to leave the output layer whole"
+        ]
+
+
+def test_an_output_rate_is_fine_where_one_level_is_pruned_by_layer() -> None:
+    levels = "  a: {sparsity: 0.4, parent: dense}\n  b: {sparsity: 0.4, parent: dense, scope: layer}\n"
+    load_text(
+        default_with((CHAIN, levels), ("output_rate: 0.5", "output_rate: 1"), ("scope: layer ", "scope: global "))
+    )
+
+
+def test_an_output_layer_that_is_left_whole_leaves_weights_to_the_others() -> None:
+    whole = [("output_rate: 0.5", "output_rate: 0"), ("scope: layer ", "scope: global ")]
+    assert mistakes(default_with(*whole, ("sparsity: 0.95", "sparsity: 0.997"))) == [
+        "params.yaml: levels.p95.sparsity: 0.997 keeps 799 of the 266200 weights of the network, "
+        "and output_rate 0 keeps the 1000 of the output layer; give less"
+    ]
 
 
 # Files that cannot be read

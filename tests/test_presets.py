@@ -1,6 +1,8 @@
 """Presets: valid, described, and written without losing anybody's changes."""
 
+import os
 import subprocess
+import sys
 from itertools import pairwise
 from pathlib import Path
 
@@ -108,6 +110,26 @@ def test_uncommitted_changes_are_not_overwritten_without_force(
     assert (repository / "params.yaml").read_text() == changed
     assert main([*command, "--force"]) == 0
     assert (repository / "params.yaml").read_text() != changed
+
+
+def test_a_committed_file_with_umlauts_is_known_in_an_ascii_locale(repository: Path) -> None:
+    with (repository / "params.yaml").open("a", encoding="utf-8") as file:
+        file.write("# für später\n")
+    subprocess.run(["git", *IDENTITY, "commit", "-qam", "Umlauts"], cwd=repository, check=True)
+    locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    command = [sys.executable, "-m", "lottery.cli", "preset", "quick"]
+    ran = subprocess.run(command, env=os.environ | locale, capture_output=True, text=True)
+    assert (ran.returncode, ran.stderr) == (0, "")
+
+
+def test_levels_are_not_written_into_a_file_that_is_not_utf_8(
+    repository: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (repository / "params.yaml").write_bytes(b"# f\xfcr\nlevels:\n")
+    assert main(["levels", "--rate", "0.2", "--rounds", "3"]) == 2
+    assert capsys.readouterr().err == "params.yaml: not UTF-8; save the file as UTF-8\n"
+    assert main(["preset", "quick"]) == 2
+    assert "not committed" in capsys.readouterr().err
 
 
 def test_a_preset_that_does_not_exist_is_one_line(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:

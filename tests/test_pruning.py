@@ -164,6 +164,24 @@ def test_a_networks_mask_depends_on_its_own_weights_alone(
 # --- how many weights are kept ---------------------------------------------------------------------------------------
 
 
+@given(st.lists(st.integers(2, 9), min_size=3, max_size=4).map(tuple), seeds, st.sampled_from([None, 1, 3]))
+def test_globally_an_output_rate_of_0_leaves_the_output_layer_whole_and_the_others_share_the_count(
+    sizes: tuple[int, ...], seed: int, values: int | None
+) -> None:
+    trained = _trained(2, sizes, seed, values)
+    weights = [n * m for n, m in pairwise(sizes)]
+    path = tuple(part * (1 - weights[-1] / sum(weights)) for part in (0.3, 0.8))
+    for sparsity, masks in zip(path, _chain(trained, path, Pruning("magnitude", "global", 0.0))[1:], strict=True):
+        assert masks[-1].all()
+        kept = round((1 - sparsity) * sum(weights))
+        assert weights_kept(masks).sum(dim=1).tolist() == [kept, kept]
+        for row in range(2):
+            hidden = [(weight[row], mask[row]) for weight, mask in zip(trained.weights[:-1], masks, strict=False)]
+            ours = torch.cat([weight[mask].abs() for weight, mask in hidden])
+            theirs = torch.cat([weight[~mask].abs() for weight, mask in hidden])
+            assert not len(ours) or not len(theirs) or ours.min() >= theirs.max()
+
+
 @given(sizes_of_networks, paths, st.floats(0, 1), seeds, st.sampled_from([None, 0, 1, 3]))
 def test_with_layer_scope_every_layer_keeps_its_exact_number_of_weights(
     sizes: tuple[int, ...], path: tuple[float, ...], output_rate: float, seed: int, values: int | None

@@ -172,7 +172,7 @@ def load_history(folder: Path) -> pd.DataFrame:
 
     path, contents = folder / "history.csv", load_contents(folder)
     try:
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8")
         history = pd.read_csv(StringIO(text))
         whole = text.endswith("\n") and _is_whole(history, contents)
     except (OSError, ValueError, KeyError) as error:

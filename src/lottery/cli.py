@@ -21,6 +21,12 @@ def check(arguments: argparse.Namespace) -> int:
         f"params.yaml: {_count(levels, 'level')}, {_count(arms, 'arm')} in all, {_count(seeds, 'seed')}: "
         f"{(arms + 1) * seeds} networks of {sizes}, {_count(settings.iterations, 'iteration')} each"
     )
+    if (every := settings.train.evaluate_every) >= settings.iterations:
+        print(
+            f"params.yaml: train.evaluate_every: {every} is not below the {settings.iterations} iterations, so early "
+            "stopping has one evaluation to choose from, and every network counts as censored; give less",
+            file=sys.stderr,
+        )
     return 0
 
 

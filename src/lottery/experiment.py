@@ -71,7 +71,7 @@ def prune(evidence: Evidence, masks: Masks, pruning: Pruning) -> Masks:
     if pruning.scope == "layer":
         return prune_layers(score(evidence, masks), masks, sparsity, parent_sparsity, pruning.output_rate)
     for reached in rounds(pruning.criterion, sparsity):
-        masks = prune_globally(score(evidence, masks), masks, reached)
+        masks = prune_globally(score(evidence, masks), masks, reached, output_layer=pruning.output_rate > 0)
     return masks
 
 

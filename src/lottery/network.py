@@ -17,7 +17,7 @@ from torch import Generator, Tensor
 
 from lottery.images import CHUNK, Examples
 
-Initialization = Literal["glorot-normal", "kaiming-uniform"]
+Initialization = Literal["glorot-normal", "kaiming-uniform", "kaiming-normal"]
 Masks = tuple[Tensor, ...]  # a layer each: bool [R, in, out], True = kept
 
 CACHE_LINE = 16  # float32 values
@@ -108,19 +108,23 @@ def initialize(sizes: Sequence[int], scheme: Initialization, generators: Sequenc
 
     ``glorot-normal`` draws weights from N(0, 2 / (in + out)) and starts biases at 0 (Glorot & Bengio 2010; Frankle &
     Carbin 2019, figure 2). ``kaiming-uniform`` draws both from U(-1/sqrt(in), 1/sqrt(in)), PyTorch's default.
+    ``kaiming-normal`` draws weights from N(0, 2 / in) (He et al. 2015, section 2.2) and biases as kaiming-uniform:
+    open_lth's default, which leaves biases as PyTorch made them.
     """
     parameters = Parameters.zeros(len(generators), sizes)
     for network, generator in enumerate(generators):
         for weight, bias in zip(parameters.weights, parameters.biases, strict=True):
             inputs, outputs = weight.shape[1:]
             # drawn from input to input, however the weights lie in memory
-            if scheme == "glorot-normal":
-                weight[network] = torch.empty(inputs, outputs).normal_(
-                    0, math.sqrt(2 / (inputs + outputs)), generator=generator
-                )
+            weights = torch.empty(inputs, outputs)
+            bound = 1 / math.sqrt(inputs)
+            if scheme == "kaiming-uniform":
+                weights.uniform_(-bound, bound, generator=generator)
             else:
-                bound = 1 / math.sqrt(inputs)
-                weight[network] = torch.empty(inputs, outputs).uniform_(-bound, bound, generator=generator)
+                fans = inputs + outputs if scheme == "glorot-normal" else inputs
+                weights.normal_(0, math.sqrt(2 / fans), generator=generator)
+            weight[network] = weights
+            if scheme != "glorot-normal":
                 bias[network].uniform_(-bound, bound, generator=generator)
     return parameters
 

@@ -39,6 +39,7 @@ from lottery import LotteryError
 from lottery.plan import (
     BEFORE_TRAINING,
     MOMENTUM,
+    OUTPUT_RATE,
     REWIND,
     SCHEDULE,
     SOURCE,
@@ -50,7 +51,7 @@ from lottery.plan import (
 
 Arm = Literal["ticket", "reinit", "random", "random-inputs", "small-dense", "finetune", "lr-rewind"]
 Criterion = Literal["magnitude", "magnitude-increase", "movement", "random", "snip", "synflow"]
-Initialization = Literal["glorot-normal", "kaiming-uniform"]
+Initialization = Literal["glorot-normal", "kaiming-uniform", "kaiming-normal"]
 Optimizer = Literal["adam", "sgd"]
 Scale = Literal["standard", "unit"]
 Schedule = Literal["constant", "warm-up", "step", "cosine"]
@@ -95,7 +96,7 @@ class Is:
     def _check(self, value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
         try:
             return handler(value)
-        except ValueError:  # a ValidationError, and what Literal raises for an int of thousands of digits
+        except ValidationError:
             text = f"{_shown(value)} is not {self.words}{_did_you_mean(value, self.choices)}"
             raise PydanticCustomError("mistake", text) from None
 
@@ -374,10 +375,15 @@ class Params(Section, Plan):
         for name, level in self.levels.items():
             together = self.scope(name) == "global"
             weights = sum(layers) if together else min(layers[:-1])
-            if round((1 - level.sparsity) * weights) == 0:
-                where = "network" if together else "smallest hidden layer"
+            kept = round((1 - level.sparsity) * weights)
+            where = "network" if together else "smallest hidden layer"
+            if kept == 0:
                 text = f"{level.sparsity} keeps none of the {weights} weights of the {where}; give less"
                 yield ("levels", name, "sparsity"), text
+            elif together and self.prune.output_rate == 0 and kept <= layers[-1]:
+                text = f"{level.sparsity} keeps {kept} of the {weights} weights of the {where}"
+                remedy = f"output_rate 0 keeps the {layers[-1]} of the output layer; give less"
+                yield ("levels", name, "sparsity"), f"{text}, and {remedy}"
 
     def _disagreements_on_iterations(self) -> Iterator[Mistake]:
         last = self.iterations
@@ -429,6 +435,10 @@ class Params(Section, Plan):
         return {parent: child for child, parent in parents.items() if parent != "dense"}
 
     def _disagreements_on_scopes(self) -> Iterator[Mistake]:
+        rate = self.prune.output_rate
+        if rate not in (0, OUTPUT_RATE) and all(self.scope(name) == "global" for name in self.levels):
+            text = f"{rate} is for scope layer, and no level has it"
+            yield ("prune", "output_rate"), f"{text}; make it {OUTPUT_RATE}, or 0 to leave the output layer whole"
         for name, level in self.levels.items():
             if level.parent != "dense" and (self.scope(level.parent), self.scope(name)) == ("global", "layer"):
                 where = ("levels", name, "scope") if level.scope else ("levels", level.parent, "scope")
@@ -590,7 +600,7 @@ def _did_you_mean(word: object, known: Iterable[str]) -> str:
         pairs = ((typed, other.lower()), (sorted(typed), sorted(other.lower())))
         return sum(SequenceMatcher(None, *pair).ratio() for pair in pairs) / 2
 
-    typed = str(word)[:100].lower()
+    typed = (word if isinstance(word, str) else _shown(word))[:100].lower()
     best, second = (sorted(((closeness(other), other) for other in known), reverse=True) + [(0.0, "")] * 2)[:2]
     return f' (did you mean "{best[1]}"?)' if best[0] > 0.62 and best[0] > second[0] else ""
 

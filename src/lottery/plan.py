@@ -31,6 +31,8 @@ TWINS: Final = False
 REWIND: Final = 0
 SOURCE: Final = "ticket"
 
+OUTPUT_RATE: Final = 0.5  # what prune.output_rate is where it means nothing, as under scope global
+
 
 class Plan:
     """The part of `params.Params` that computes: what its sections come to."""

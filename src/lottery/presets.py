@@ -40,6 +40,8 @@ def write_levels(rate: float, rounds: int, one_shot: bool, force: bool = False) 
         text = PARAMS.read_text(encoding="utf-8")
     except OSError as error:
         raise LotteryError(f"{PARAMS}: cannot be read: {error.strerror}; `lottery preset NAME` writes one") from None
+    except UnicodeDecodeError:
+        raise LotteryError(f"{PARAMS}: not UTF-8; save the file as UTF-8") from None
     # to the last indented line, with the comments and empty lines on the way there
     block = re.compile(r"^levels:.*(?:\n(?:[ \t]*(?:#.*)?\n)*[ \t]+[^\s].*)*\n?", re.MULTILINE)
     if not block.search(text):
@@ -62,13 +64,15 @@ def levels(rate: float, rounds: int, one_shot: bool = False) -> str:
 
 
 def _replace(text: str, force: bool) -> None:
-    if PARAMS.exists() and not force and not _is_kept_elsewhere(PARAMS.read_text(encoding="utf-8")):
+    if PARAMS.exists() and not force and not _is_kept_elsewhere(PARAMS):
         raise LotteryError(f"{PARAMS}: has changes that are not committed; commit them, or give --force to lose them")
     PARAMS.write_text(text, encoding="utf-8")
 
 
-def _is_kept_elsewhere(text: str) -> bool:
-    """Whether a text is the committed params.yaml or a preset, so that overwriting it loses nothing."""
-    committed = subprocess.run(["git", "show", f"HEAD:./{PARAMS}"], capture_output=True, text=True)
+def _is_kept_elsewhere(path: Path) -> bool:
+    """Whether a file is the committed params.yaml or a preset, so that overwriting it loses nothing."""
+    text = path.read_text(encoding="utf-8", errors="surrogateescape")
+    command = ["git", "show", f"HEAD:./{PARAMS}"]
+    committed = subprocess.run(command, capture_output=True, encoding="utf-8", errors="surrogateescape")
     presets = (path.read_text(encoding="utf-8") for path in FOLDER.glob("*.yaml"))
     return (committed.returncode == 0 and committed.stdout == text) or text in presets

@@ -179,13 +179,19 @@ def prune_layers(
     )
 
 
-def prune_globally(scores: tuple[Tensor, ...], masks: Masks, sparsity: float) -> Masks:
-    """Prune all layers by one ranking: of all n prunable weights together keep round((1 - sparsity) n)."""
-    flat_scores = torch.cat([score.flatten(1) for score in scores], dim=1)
-    flat_masks = torch.cat([mask.flatten(1) for mask in masks], dim=1)
-    kept = keep_highest(flat_scores, flat_masks, round((1 - sparsity) * flat_masks.shape[1]))
-    layers = torch.split(kept, [mask[0].numel() for mask in masks], dim=1)
-    return tuple(layer.reshape(mask.shape) for layer, mask in zip(layers, masks, strict=True))
+def prune_globally(scores: tuple[Tensor, ...], masks: Masks, sparsity: float, output_layer: bool = True) -> Masks:
+    """Prune all layers by one ranking: of all n prunable weights together keep round((1 - sparsity) n).
+
+    Without ``output_layer`` that one stays as it is, its weights among those that are kept.
+    """
+    kept = round((1 - sparsity) * sum(mask[0].numel() for mask in masks))
+    ranked = masks if output_layer else masks[:-1]
+    kept -= 0 if output_layer else int(masks[-1][0].sum())
+    flat_scores = torch.cat([score.flatten(1) for score in scores[: len(ranked)]], dim=1)
+    flat_masks = torch.cat([mask.flatten(1) for mask in ranked], dim=1)
+    highest = keep_highest(flat_scores, flat_masks, kept)
+    layers = torch.split(highest, [mask[0].numel() for mask in ranked], dim=1)
+    return (*(layer.reshape(mask.shape) for layer, mask in zip(layers, ranked, strict=True)), *masks[len(ranked) :])
 
 
 def weights_kept(masks: Masks) -> Tensor:

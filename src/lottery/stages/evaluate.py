@@ -181,7 +181,7 @@ def _write_table(name: str, table: pd.DataFrame) -> None:
 
 
 def _write(name: str, content: dict[str, Any] | list[dict[str, Any]]) -> None:
-    (REPORTS / name).write_text(json.dumps(content, indent=2) + "\n")
+    (REPORTS / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

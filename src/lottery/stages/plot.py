@@ -78,7 +78,7 @@ def load_report(name: str) -> pd.DataFrame:
 def load_claims() -> list[dict[str, Any]]:
     """The paper's claims and what became of them."""
     try:
-        claims: list[dict[str, Any]] = json.loads((REPORTS / "claims.json").read_text())
+        claims: list[dict[str, Any]] = json.loads((REPORTS / "claims.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise _damaged("claims.json") from error
     return claims
