@@ -69,6 +69,6 @@ def _replace(text: str, force: bool) -> None:
 
 def _is_kept_elsewhere(text: str) -> bool:
     """Whether a text is the committed params.yaml or a preset, so that overwriting it loses nothing."""
-    committed = subprocess.run(["git", "show", f"HEAD:./{PARAMS}"], capture_output=True, text=True)
+    committed = subprocess.run(["git", "show", f"HEAD:./{PARAMS}"], capture_output=True)
     presets = (path.read_text(encoding="utf-8") for path in FOLDER.glob("*.yaml"))
-    return (committed.returncode == 0 and committed.stdout == text) or text in presets
+    return (committed.returncode == 0 and committed.stdout == text.encode()) or text in presets
