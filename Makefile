@@ -9,7 +9,8 @@ help:  ## list the targets
 
 repro: .venv/ready  ## check params.yaml and run the pipeline: what is not up to date, and nothing else
 	lottery check
-	dvc repro
+	LOTTERY_SYNC_FOLLOWS=1 dvc repro
+	-lottery sync
 
 test: lint  ## linter, type checker and tests
 	pytest -m "not slow" -n 2 --dist worksteal

@@ -1,8 +1,12 @@
 """Where the MLflow store is, and what of its address may be shown."""
 
+from pathlib import Path
+
 import pytest
+from mlflow import MlflowClient
 
 from lottery.tracking.address import StoreError, is_sqlite, shown_uri, tracking_uri, without_password
+from lottery.tracking.store import Content, Store
 
 
 @pytest.mark.parametrize("uri", ["sqlite:///mlflow.db", "sqlite://", "mlruns", "./store", "127.0.0.1:5000"])
@@ -45,3 +49,55 @@ def test_an_empty_address_is_the_sqlite_file_of_the_repository(monkeypatch: pyte
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
     assert tracking_uri().startswith("sqlite:////")
     assert is_sqlite()
+
+
+@pytest.mark.parametrize(
+    ("address", "shown"),
+    [
+        ("http://TOKEN@host:5000", "http://***@host:5000"),
+        ("https://TOKEN:@host", "https://***:@host"),
+        ("http://ann:TOKEN@host/?token=OTHER", "http://ann:***@host/?token=***"),
+        ("http://host/?access_token=TOKEN&x=OTHER", "http://host/?access_token=***&x=***"),
+        ("http://host/?TOKEN", "http://host/?***"),
+        ("http://host/#TOKEN", "http://host/#***"),
+        ("http://host/#token=TOKEN", "http://host/#***"),
+    ],
+)
+def test_a_token_of_a_server_is_never_shown(monkeypatch: pytest.MonkeyPatch, address: str, shown: str) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+    assert shown_uri() == shown
+    assert "TOKEN" not in without_password("what MLflow says of TOKEN and OTHER")
+
+
+ODD = [
+    "per%20cent",
+    "quest?ion",
+    "50%",
+    "ha#sh",
+    "pl+us",
+    "sp ace",
+    "am&p=x",
+    "co:lon",
+    "ümlaut",
+    "sem;i",
+    "a'b",
+    "[x]",
+]
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_a_folder_of_any_name_holds_its_store(workspace: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("DVC_ROOT", str(workspace / name))
+    monkeypatch.setattr("mlflow.store.db.utils.MAX_RETRY_COUNT", 2)  # else a fault takes two minutes to show
+    (workspace / name).mkdir()
+    store = Store("lottery-tickets")
+    store.complete(run := store.create("network", {}, 0), Content("network", {}, (), artifacts={"mask": _write}))
+    assert (workspace / name / "mlflow.db").exists()
+    assert [path.name for path in (workspace / name).rglob("a.txt")] == ["a.txt"]
+    assert [item.path for item in MlflowClient(store.uri).list_artifacts(run, "mask")] == ["mask/a.txt"]
+    assert [path.name for path in workspace.iterdir()] == [name]
+
+
+def _write(folder: Path) -> None:
+    (folder / "a.txt").write_text("a")

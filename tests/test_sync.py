@@ -1,6 +1,7 @@
 """MLflow tells the same story as DVC, whatever happened to it: on real stores, real servers and real DVC."""
 
 import json
+import os
 import random
 import shutil
 import sqlite3
@@ -217,10 +218,102 @@ def test_a_commit_that_cannot_be_synced_costs_only_its_own_runs(clone: Clone) ->
     assert done == f"--rev {other}: dvc.lock: not as DVC writes it; `dvc repro` or `git checkout dvc.lock` mends it\n"
 
 
+def test_a_project_in_a_subfolder_of_a_repository_is_synced_and_clean(clone: Clone, tmp_path: Path) -> None:
+    outer, inner = tmp_path / "outer", Clone(tmp_path / "outer" / "pro ject")
+    outer.mkdir()
+    clone.folder.rename(inner.folder)
+    shutil.rmtree(inner.folder / ".git")
+    (outer / "other.txt").write_text("one")
+    inner.run("git", "init", "-q", "-b", "main", str(outer))
+    (inner.folder / "dvc.lock").rename(tmp_path / "dvc.lock")
+    inner.run("git", "add", "-A", "..")
+    inner.commit("Without results")
+    (tmp_path / "dvc.lock").rename(inner.folder / "dvc.lock")
+    inner.commit("With results")
+    (outer / "other.txt").write_text("two")  # no part of this project
+    lose_the_store(inner)
+    sync(inner)
+    assert {run.data.tags["git.dirty"] for run in runs(store(inner))} == {"false"}
+    before = picture(store(inner))
+    lose_the_store(inner)
+    assert sync(inner, "--rev", "HEAD") == [f"HEAD: runs: {RUNS} made"]
+    assert picture(store(inner)) == before
+    (told,) = sync(inner, "--all-commits")
+    assert told.endswith(f": runs: {RUNS} already complete")
+    done = inner.run("lottery", "sync", "--rev", "HEAD~1", check=False)
+    assert done == "--rev HEAD~1: no dvc.lock is in this commit, and so no outputs\n"
+
+
+def test_a_checkout_of_another_user_is_gits_matter_and_not_mlflows(clone: Clone) -> None:
+    if os.getuid():
+        pytest.skip("only root may give a folder away")
+    os.chown(clone.folder, 12345, 12345)
+    os.chown(clone.folder / ".git", 12345, 12345)
+    allows = f"`git config --global --add safe.directory {clone.folder}` allows it"
+    for arguments in (["--rev", "HEAD"], ["--all-commits"]):
+        done = clone.run("lottery", "sync", *arguments, check=False)
+        assert done == f"git: detected dubious ownership in repository at '{clone.folder}'; {allows}\n"
+    told, counts = sync(clone)
+    assert told.startswith("the runs that are made now name no commit: git: detected dubious ownership")
+    assert counts == f"runs: {RUNS} already complete"
+
+
 @pytest.mark.slow
 def test_a_revision_that_does_not_exist_is_one_line(clone: Clone) -> None:
     done = clone.run("lottery", "sync", "--rev", "no-such-thing", check=False)
     assert done == "--rev no-such-thing: neither a commit nor a DVC experiment; `dvc exp show` lists these\n"
+
+
+# --- a store that was moved, copied or purged ------------------------------------------------------------------------
+
+
+def _relocate(clone: Clone, folder: Path) -> Clone:
+    clone.folder.rename(folder)
+    return Clone(folder)
+
+
+def test_a_copied_folder_has_its_artifacts_and_leaves_the_originals_alone(finished: Clone, clone: Clone) -> None:
+    before, original = picture(store(finished)), finished.files("mlartifacts")
+    assert sync(clone) == [f"runs: {RUNS} already complete"]
+    assert picture(store(clone)) == before
+    places = {run.info.artifact_uri.partition("/mlartifacts/")[0] for run in runs(store(clone))}
+    assert places == {clone.folder.as_uri()}
+    assert finished.files("mlartifacts") == original
+
+
+def test_a_moved_folder_has_its_artifacts_and_the_old_one_is_not_made_anew(clone: Clone, tmp_path: Path) -> None:
+    sync(clone)
+    before = picture(store(clone))
+    moved = _relocate(clone, tmp_path / "50% moved")
+    assert sync(moved) == [f"runs: {RUNS} already complete"]
+    client = connect(f"sqlite:///{moved.folder}/mlflow.db".replace("%", "%25"))
+    for run in runs(client):
+        shown = before[run.data.tags[KEY]]["artifacts"]
+        here = moved.folder / "mlartifacts" / run.info.run_id / "artifacts"
+        assert {str(path.relative_to(here)) for path in here.rglob("*.*")} == set(shown)
+        assert bool(client.list_artifacts(run.info.run_id)) == bool(shown)
+    assert not clone.folder.exists()
+
+
+def test_artifacts_that_were_deleted_are_made_anew(clone: Clone) -> None:
+    sync(clone)
+    before = picture(store(clone))
+    shutil.rmtree(clone.folder / "mlartifacts")
+    assert sync(clone) == ["runs: 22 completed, 5 already complete"]  # download and levels have none
+    assert picture(store(clone)) == before
+    assert sync(clone) == [f"runs: {RUNS} already complete"]
+
+
+def test_networks_whose_level_was_purged_get_its_new_run_as_parent(clone: Clone) -> None:
+    sync(clone)
+    before, client = picture(store(clone)), store(clone)
+    purged = run_of(client, "p50").info.run_id
+    client.delete_run(purged)
+    clone.run(
+        "mlflow", "gc", "--tracking-uri", address(clone), "--backend-store-uri", address(clone), "--run-ids", purged
+    )
+    assert sync(clone) == [f"runs: 1 made, {RUNS - 1} already complete"]
+    assert picture(store(clone)) == before
 
 
 # --- deleted, interrupted, twice -------------------------------------------------------------------------------------
@@ -457,6 +550,83 @@ def test_a_store_that_was_left_half_made_is_named_with_the_remedy(clone: Clone) 
         f"MLflow at {address(clone)} failed: {clone.folder}/mlflow.db is no whole MLflow store; move it away and run "
         "`lottery sync`\n"
     )
+
+
+def test_a_store_that_is_damaged_is_named_with_the_remedy(clone: Clone) -> None:
+    lose_the_store(clone)
+    (clone.folder / "mlflow.db").write_bytes(b"no database" * 1000)
+    remedy = f"{clone.folder}/mlflow.db is damaged (file is not a database); move it away and run `lottery sync`"
+    assert clone.run("lottery", "sync", check=False) == f"MLflow at {address(clone)} failed: {remedy}\n"
+    _, errors = (told := stage(clone, "plot", "plot")).communicate(timeout=PATIENCE)
+    assert told.returncode == 0
+    assert errors.startswith(f"MLflow at {address(clone)} failed: {remedy}: this stage goes on untracked; then ")
+    assert len(errors.splitlines()) == 1
+
+
+def test_a_store_of_a_newer_mlflow_is_said_to_be_one(clone: Clone) -> None:
+    with closing(sqlite3.connect(clone.folder / "mlflow.db")) as new:
+        new.execute("UPDATE alembic_version SET version_num = 'fedcba987654'")
+        new.commit()
+    done = clone.run("lottery", "sync", check=False)
+    assert len(done.splitlines()) == 1
+    assert "failed: the store is of a newer MLflow than " in done
+
+
+def test_a_full_disk_costs_a_stage_one_line(clone: Clone) -> None:
+    database = clone.folder / "mlflow.db"
+    with closing(sqlite3.connect(database)) as store_:
+        store_.execute("CREATE TRIGGER full BEFORE INSERT ON runs BEGIN SELECT RAISE(FAIL, 'database is full'); END")
+    _, errors = (told := stage(clone, "plot", "plot")).communicate(timeout=PATIENCE)
+    assert told.returncode == 0
+    assert len(errors.splitlines()) == 1, errors
+    assert "database is full" in errors
+    assert ": this stage goes on untracked; see to it that it can be written" in errors
+
+
+def test_a_mark_that_is_none_ends_no_sync(clone: Clone) -> None:
+    for content in ("[]", "3", "{}", '{"store": 1}', ""):
+        (clone.folder / ".lottery/runs").mkdir(exist_ok=True, parents=True)
+        (clone.folder / ".lottery/runs/mark.json").write_text(content)
+        assert sync(clone) == [f"runs: {RUNS} already complete"]
+
+
+# --- a fresh clone ---------------------------------------------------------------------------------------------------
+
+
+def test_make_repro_on_a_fresh_clone_completes_the_store(clone: Clone, tmp_path: Path) -> None:
+    """Its reports are those that are committed, so DVC skips `evaluate` and `plot`."""
+    expected = picture(store(clone))
+    clone.commit("With results")
+    shutil.copytree(clone.folder / "data", tmp_path / "data")
+    fresh = Clone(tmp_path / "fresh", clone.folder)
+    told = fresh.run("dvc", "repro", "train")
+    line = "MLflow's store is new: once all is done, `make ui` or `lottery sync` completes it"
+    assert told.count(line) == 1
+    recipe = subprocess.run(["make", "-n", "repro"], cwd=fresh.folder, capture_output=True, text=True).stdout
+    commands = [line for line in recipe.splitlines() if line.endswith(("repro", "check", "sync"))]
+    for path in fresh.folder.glob("mlflow.db*"):
+        path.unlink()
+    output = ""
+    for command in commands:
+        output += fresh.run("sh", "-c", command)
+    assert line not in output
+    assert "Stage 'evaluate' didn't change, skipping" in output
+    assert picture(store(fresh)).keys() == expected.keys()
+    assert any("test_accuracy" in run.data.metrics for run in runs(store(fresh)))
+
+
+def test_the_ui_begins_with_what_the_store_lacks(clone: Clone) -> None:
+    sync(clone)
+    expected = picture(store(clone))
+    lose_the_store(clone)
+    served = (
+        "import os; os.execv = lambda *command: None\n"
+        "from lottery.tracking.serve import serve_ui; serve_ui(5000); serve_ui(5000)"
+    )
+    lines = clone.run(sys.executable, "-c", served).splitlines()
+    assert sorted(line.partition(": ")[0] for line in lines) == ["MLflow UI", "MLflow UI", "runs"]
+    assert f"runs: {RUNS} made" in lines
+    assert picture(store(clone)) == expected
 
 
 @pytest.mark.slow

@@ -226,6 +226,16 @@ def test_figures_are_drawn_also_where_tracking_is_required(clone: Clone) -> None
     assert clone.files("reports/figures") == before
 
 
+def test_that_a_stage_goes_on_untracked_is_said_also_while_torchvision_is_silenced(clone: Clone) -> None:
+    silent = (
+        "import contextlib, io, os; os.environ['MLFLOW_TRACKING_URI'] = 'http://127.0.0.1:9'\n"
+        "from lottery import params, tracking; p = params.load()\n"
+        "with tracking.stage(p, 'download') as run, contextlib.redirect_stderr(io.StringIO()):\n"
+        "    run.connect(); run._connected.wait()"
+    )
+    assert clone.run(sys.executable, "-c", silent).count("this stage goes on untracked") == 1
+
+
 @pytest.fixture
 def deaf_address() -> Iterator[str]:
     """A server that accepts connections and never answers."""

@@ -5,7 +5,22 @@ import subprocess
 
 def git(*arguments: str) -> str:
     """What git prints; nothing where it fails."""
-    try:
-        return subprocess.run(["git", *arguments], capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
+    done = _git(*arguments)
+    return done.stdout.strip() if done and done.returncode == 0 else ""
+
+
+def refusal() -> str:
+    """Why git refuses a repository that belongs to another user, and what allows it; empty where it does not."""
+    done = _git("rev-parse")
+    if done is None or "safe.directory" not in done.stderr:
         return ""
+    lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+    remedy = next(line for line in lines if "safe.directory" in line)
+    return f"git: {lines[0].removeprefix('fatal: ')}; `{remedy}` allows it"
+
+
+def _git(*arguments: str) -> "subprocess.CompletedProcess[str] | None":
+    try:  # its encoding, and not that of the locale
+        return subprocess.run(["git", *arguments], capture_output=True, encoding="utf-8", errors="replace")
+    except OSError:
+        return None

@@ -1,7 +1,10 @@
-"""Where the MLflow store is, before MLflow is imported."""
+"""Where the MLflow store is and what it says when it fails, before MLflow is imported."""
 
 import os
 import re
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
 from urllib.parse import unquote
 
 from lottery.workplace import root
@@ -15,7 +18,7 @@ def tracking_uri() -> str:
     """MLFLOW_TRACKING_URI, else the SQLite file at the repository's root. Raises StoreError where it is relative."""
     uri = os.environ.get("MLFLOW_TRACKING_URI")
     if not uri:
-        return f"sqlite:///{root().resolve() / 'mlflow.db'}"
+        return sqlite_uri(root().resolve() / "mlflow.db")
     if "://" not in uri or (uri.startswith("sqlite:") and not uri.startswith("sqlite:////")):
         raise StoreError(
             "MLFLOW_TRACKING_URI names no absolute address, so every stage would have a store of its own: write "
@@ -29,17 +32,63 @@ def is_sqlite() -> bool:
     return (os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:").startswith("sqlite:")
 
 
+def sqlite_uri(path: Path) -> str:
+    """A file's address: SQLAlchemy decodes %20 in it, and takes what follows a question mark for options."""
+    return "sqlite:///" + str(path).replace("%", "%25").replace("?", "%3F")
+
+
+def sqlite_path() -> Path:
+    """The file of a store that `is_sqlite`. Raises StoreError where its address is relative."""
+    return Path(unquote(tracking_uri().removeprefix("sqlite:///").partition("?")[0]))
+
+
+def is_own() -> bool:
+    """Whether the store is this workspace's file."""
+    return is_sqlite() and sqlite_path().resolve() == root().resolve() / "mlflow.db"
+
+
 def shown_uri() -> str:
     """The address as it may be printed."""
     return without_password(os.environ.get("MLFLOW_TRACKING_URI") or tracking_uri())
 
 
 def without_password(text: str) -> str:
-    """A text in which the tracking address's password is ***, and those that PostgreSQL takes after a question mark."""
+    """A text in which the tracking address's secrets are ***.
+
+    They are its password, a server's token in the place of the account, all values that a server's address has after a
+    question mark or a hash, and the passwords that PostgreSQL takes there.
+    """
     address = os.environ.get("MLFLOW_TRACKING_URI", "")
     # to the last @, as SQLAlchemy reads it, for which a password may have any character
-    passwords = re.findall("://[^:/@]*:(.+)@", address) + re.findall("[?&](?:ssl)?password=([^&]+)", address)
-    for password in passwords:
-        for word in {password, unquote(password)}:
+    secrets = re.findall("://[^:/@]*:(.+)@", address)
+    if address.startswith("http"):
+        secrets += re.findall("://([^:/@]+):?@", address) + re.findall("#(.+)", address)
+        secrets += re.findall("[?&#][^=&#]*=([^&#]+)", address) + re.findall("[?&]([^=&#]+)(?=[&#]|$)", address)
+    else:
+        secrets += re.findall("[?&](?:ssl)?password=([^&]+)", address)
+    for secret in sorted(secrets, key=len, reverse=True):
+        for word in {secret, unquote(secret)}:
             text = text.replace(word, "***")
     return text
+
+
+def fault(error: Exception) -> str:
+    """What an error of the store's says, in a line without secrets, with the remedy where it is known."""
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    if is_sqlite() and ("malformed" in line or "not a database" in line):
+        line = f"{sqlite_path()} is damaged ({line}); move it away and run `lottery sync`"
+    found = re.search(r"database schema \(found version (\w+)", line)
+    if found and not _knows_schema(found[1]):
+        line = f"the store is of a newer MLflow than {version('mlflow')}, which is installed here; install that one"
+    return without_password(line)
+
+
+def has_remedy(line: str) -> bool:
+    """Whether what `fault` says names a remedy."""
+    return bool(re.search("; (move|install) ", line))
+
+
+def _knows_schema(revision: str) -> bool:
+    mlflow = find_spec("mlflow")
+    places = mlflow.submodule_search_locations if mlflow else None
+    return any(any(Path(place).glob(f"store/db_migrations/versions/{revision}_*")) for place in places or ())

@@ -58,8 +58,10 @@ def left(store: str) -> Iterator[tuple[Mark, str]]:
             continue  # at work
         try:
             content = json.loads(path.read_text())
-        except (OSError, ValueError):  # another process was faster, or the process died while it wrote
-            content = {"store": store, "key": ""}
-        if content["store"] == store:
-            yield Mark(path.stem, path, lock), content["key"]
+            of, key = content["store"], content["key"]
+        # another process was faster, the process died while it wrote, or something else wrote
+        except (OSError, ValueError, TypeError, KeyError):
+            of, key = store, ""
+        if of == store:
+            yield Mark(path.stem, path, lock), key
         lock.release()

@@ -7,6 +7,7 @@ untracked: `lottery sync` completes the store later.
 
 import os
 import queue
+import re
 import sys
 import threading
 import time
@@ -18,13 +19,14 @@ from typing import TYPE_CHECKING, Any
 
 from lottery import LotteryError
 from lottery.params import Params
-from lottery.tracking.address import StoreError, is_sqlite, shown_uri, without_password
+from lottery.tracking.address import StoreError, fault, has_remedy, is_sqlite, shown_uri
 from lottery.tracking.attempts import Mark
 from lottery.tracking.outputs import PLOTS, REPORTS, Output, digest, digest_of_several
+from lottery.workplace import root
 
 if TYPE_CHECKING:
     from lottery.tracking.runs import Attempt, Recorder
-    from lottery.tracking.store import Points
+    from lottery.tracking.store import Points, Store
     from lottery.training import Group
 
 MEANS_EVERY, NETWORKS_EVERY = 4.0, 24.0  # seconds between live points of the arms' means and of the networks
@@ -46,6 +48,7 @@ class StageRun:
         self._mark: Mark | None = None
         self._left: Callable[[], Output] | None = None  # the stage's output, once it is whole
         self._told = threading.Lock()
+        self._stderr = sys.stderr  # as it is now: it is another while torchvision downloads
         self._connected = threading.Event()
         self._seen: queue.SimpleQueue[tuple[int, int, list[list[float]]]] = queue.SimpleQueue()
         self._watched_to: dict[int, int] = {}  # how many evaluations of each group are in it, by the group's first row
@@ -173,7 +176,8 @@ class StageRun:
                     return
                 job()
         except Exception as error:  # whatever it is, it costs no result
-            self._fail((str(error).strip().splitlines() or [type(error).__name__])[0], isinstance(error, StoreError))
+            reason = fault(error)
+            self._fail(reason, isinstance(error, StoreError) or has_remedy(reason))
             self._connected.set()
 
     def _wait(self, done: Callable[[], bool]) -> None:
@@ -185,17 +189,18 @@ class StageRun:
             if since is not None and time.monotonic() - since > limit:
                 self._fail(f"no answer in {limit:.0f} s")
 
-    def _fail(self, reason: str, has_remedy: bool = False) -> None:
+    def _fail(self, reason: str, told: bool = False) -> None:
         with self._told:
             if self._failed is None:
-                self._failed = f"MLflow at {shown_uri()} failed: {without_password(reason)[:300]}"
-                remedy = "then" if has_remedy else "start the server or correct MLFLOW_TRACKING_URI, and"
+                self._failed = f"MLflow at {shown_uri()} failed: {reason[:300]}"
+                first = "see to it that it can be written" if is_sqlite() else "start the server"
+                remedy = "then" if told else f"{first} or correct MLFLOW_TRACKING_URI, and"
                 experiment = os.environ.get("DVC_EXP_NAME")
                 sync = f"lottery sync --rev {experiment}" if experiment else "lottery sync"
                 if not self._params.tracking.required or self._connected.is_set():
                     print(
                         f"{self._failed}: this stage goes on untracked; {remedy} `{sync}` adds what is missing",
-                        file=sys.stderr,
+                        file=self._stderr,
                     )
 
     def _watched(self, call: Callable[[], Any]) -> Any:
@@ -216,6 +221,11 @@ class StageRun:
         own = self._recorder.origin.tags(os.environ.get("DVC_STAGE", "")) | {ATTEMPT: self._mark.name}
         self._attempt: Attempt = runs.Attempt(store.create(self._name, own, self._started))
         if self._trains:
+            if self._is_first(store):
+                print(
+                    "MLflow's store is new: once all is done, `make ui` or `lottery sync` completes it",
+                    file=self._stderr,
+                )
             store.log(self._attempt.run, (), runs.level_settings(self._params, self._name))
             self._attempt.logged[self._attempt.run] = set()
             for row, (arm, seed) in enumerate(runs.expected(self._params, self._name)):
@@ -224,6 +234,20 @@ class StageRun:
                 store.log(network, (), runs.network_settings(self._params, self._name, arm, seed))
                 self._attempt.logged[network] = set()
                 self._attempt.networks[arm, seed] = network
+
+    def _is_first(self, store: "Store") -> bool:
+        """Whether the store knows no level, and DVC may skip `evaluate` and `plot`: their results are here.
+
+        `make repro` ends with `lottery sync`, which need not be told then.
+        """
+        from lottery.tracking.store import COMPLETE
+
+        if os.environ.get("LOTTERY_SYNC_FOLLOWS"):
+            return False
+        with suppress(OSError):
+            if re.search(r"^  evaluate:$", (root() / "dvc.lock").read_text(encoding="utf-8"), re.MULTILINE):
+                return not store.search(f"tags.`{COMPLETE}` = 'true' and params.level LIKE '%'")
+        return False
 
     def _log_live(self, networks: bool) -> None:
         """The means of the arms whose seeds have all come to an iteration; the networks' own histories, if asked."""

@@ -37,6 +37,7 @@ from lottery.tracking.store import (
 
 PARENT = tags.MLFLOW_PARENT_RUN_ID
 MEASURES = (*ACCURACIES, *BARRIERS)  # what an evaluation adds to a network's run
+LAST_ARTIFACT = {"evaluate": "reports", "plot": "report"}  # of what a stage's run has, what is logged last
 CURVES = ("train_loss", "validation_loss", "validation_accuracy")  # a history's columns
 
 
@@ -66,7 +67,7 @@ class Origin:
 def origin_of_workspace(environment: Mapping[str, str]) -> Origin:
     """The checked-out commit, and the DVC experiment that this process belongs to."""
     # dvc.lock and reports/ are what a running pipeline writes itself
-    changed = git("status", "--porcelain", "--untracked-files=no", "--", ":/", ":!/dvc.lock", ":!/reports")
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!dvc.lock", ":!reports")
     return Origin(
         commit=git("rev-parse", "HEAD"),
         dirty=bool(changed),
@@ -293,7 +294,10 @@ class Recorder:
         """The run of `download`, `evaluate` or `plot`."""
         with self.store.lock():
             found = self._stage_run(output, attempt)
-            if self._is_wanted(found, output.name):
+            if found and self._lacks(found, LAST_ARTIFACT.get(output.name)):
+                with output.files() as folder:
+                    self.store.restore_artifacts(found.info.run_id, simple(output, folder))
+            elif self._is_wanted(found, output.name):
                 with output.files() as folder:
                     run = self._claim(output, found, attempt)
                     if run:
@@ -313,13 +317,23 @@ class Recorder:
                 for arm, seed in expected(output.params, output.name)
                 if self._is_wanted(networks.get(output.network_key(arm, seed)), f"{output.name} {arm} {seed}")
             ]
-            if not unfinished and (not wanted or found is None or is_deleted(found)):
+            if found and not unfinished:
+                self._adopt(networks.values(), found.info.run_id)
+            bare = [each for each in expected(output.params, output.name) if self._is_bare(networks, output, *each)]
+            if not unfinished and not bare and (not wanted or found is None or is_deleted(found)):
                 return
             with output.files() as folder:
                 content, contents = level(output, folder)
+            for arm, seed in bare:
+                run = networks[output.network_key(arm, seed)].info.run_id
+                self.store.restore_artifacts(run, contents[arm, seed])
+            self.tally.there -= len(bare)
+            if not unfinished and (not wanted or found is None or is_deleted(found)):
+                return
             run = self._claim(output, found, attempt)
             if not run:
                 return
+            self._adopt(networks.values(), run)
             start = renewed = milliseconds()
             for row, (arm, seed) in enumerate(wanted):
                 key, lacking = output.network_key(arm, seed), None
@@ -392,6 +406,19 @@ class Recorder:
             self.tally.elsewhere += 1
             return False
         return not is_complete(found)
+
+    def _lacks(self, run: Run, artifact: str | None) -> bool:
+        return bool(artifact) and is_complete(run) and not is_deleted(run) and self.store.lacks(run, str(artifact))
+
+    def _is_bare(self, networks: Mapping[str, Run], output: Output, arm: str, seed: int) -> bool:
+        run = networks.get(output.network_key(arm, seed))
+        return run is not None and self._lacks(run, "mask")
+
+    def _adopt(self, networks: Iterable[Run], parent: str) -> None:
+        """Put a level's networks below its run, after `mlflow gc` has purged the one that they had."""
+        for network in networks:
+            if not is_deleted(network) and network.data.tags.get(PARENT) != parent:
+                self.store.call("set_tag", network.info.run_id, PARENT, parent)
 
     def _claim(self, output: Output, found: Run | None, attempt: Attempt | None) -> str | None:
         """The run to complete for an output's stage; None where another machine was faster, and completes its own."""

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -10,8 +11,9 @@ from mlflow.exceptions import MlflowException
 from sqlalchemy import create_engine
 
 from lottery import LotteryError, params
-from lottery.tracking.address import shown_uri, tracking_uri, without_password
+from lottery.tracking.address import fault, is_own, shown_uri, tracking_uri
 from lottery.tracking.store import Store, milliseconds
+from lottery.workplace import root
 
 VIEW = "networks"  # what the address calls the view that `serve_ui` saves
 
@@ -23,7 +25,7 @@ def connect(experiment: str) -> Store:
             create_engine(tracking_uri()).connect().close()  # a dead one says so at once; MLflow tries for two minutes
         return Store(experiment)
     except Exception as error:
-        raise LotteryError(without_password(f"MLflow at {shown_uri()} failed: {first_line(error)}")) from error
+        raise LotteryError(f"MLflow at {shown_uri()} failed: {fault(error)}") from error
 
 
 def first_line(error: Exception) -> str:
@@ -34,6 +36,8 @@ def first_line(error: Exception) -> str:
 def serve_ui(port: int) -> None:
     """Serve the MLflow UI on 127.0.0.1 until interrupted, after printing the address that opens it well."""
     settings = params.load()
+    if is_own() and (root() / "dvc.lock").exists():
+        _complete(settings)
     store = connect(settings.tracking.mlflow_experiment)
     view = f"mlflow.sharedViewState.{VIEW}"
     with suppress(MlflowException, OSError):  # who may not write sees the view that others left, or the usual columns
@@ -49,6 +53,19 @@ def serve_ui(port: int) -> None:
         os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"  # four processes for language models' evaluations
         server = [sys.executable, "-m", "mlflow", "server", "--workers", "1"]
         os.execv(sys.executable, [*server, "--host", "127.0.0.1", "--port", str(port)])
+
+
+def _complete(settings: params.Params) -> None:
+    """Bring this workspace's store to what dvc.lock records, with a line on what that added."""
+    from lottery.tracking.sync import sync  # which needs `connect`
+
+    try:
+        lines = sync(settings)
+    except LotteryError as error:  # as far as it is complete it can be looked at
+        lines = [str(error)]
+    for line in lines:
+        if not re.fullmatch(r"runs: (none|\d+ already complete)", line):
+            print(line, file=sys.stderr)
 
 
 def _view(arms: Sequence[str]) -> str:

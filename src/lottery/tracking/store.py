@@ -13,10 +13,12 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlparse
+from urllib.request import url2pathname
 
 from filelock import FileLock, Timeout
 
-from lottery.tracking.address import StoreError, is_sqlite, tracking_uri
+from lottery.tracking.address import StoreError, is_sqlite, sqlite_path, sqlite_uri, tracking_uri
 from lottery.workplace import root, scratch
 
 # Set before mlflow is imported: nothing calls home, and a server that is down costs seconds, where MLflow's own
@@ -40,10 +42,12 @@ COMPLETE = "lottery.complete"  # written last: a run that has it is whole, and i
 ATTEMPT = "lottery.attempt"  # on the runs of a stage that is not done; see `live`
 METRICS_A_BATCH = 800  # MLflow's limit of 1000 counts parameters and tags too
 SETTLING = 2.0  # seconds after which another machine's claim that was made at the same time can be seen
+ARTIFACT_COLUMNS = (("experiments", "artifact_location"), ("runs", "artifact_uri"))  # MLflow's tables
 WRITING = 120_000  # milliseconds that another machine has to complete what it claimed
 
-logging.getLogger("mlflow").setLevel(logging.ERROR)
-logging.getLogger("alembic").setLevel(logging.ERROR)
+# what it logs as an error it raises too: a stage says it in a line, and not in a traceback of 40
+logging.getLogger("mlflow").setLevel(logging.CRITICAL)
+logging.getLogger("alembic").setLevel(logging.CRITICAL)
 
 Points = Sequence[tuple[str, float, int]]  # key, value, step
 
@@ -69,11 +73,13 @@ class Store:
         self.uri = tracking_uri()
         self._watch = watch
         if is_sqlite():
-            self._prepare_sqlite(Path(self.uri.removeprefix("sqlite:///")))
+            self._prepare_sqlite(sqlite_path())
         self._client = self._watch(lambda: MlflowClient(self.uri))
         self.made = 0
         self.completed = 0
         self.experiment = self._find_or_create(experiment)
+        if is_sqlite():
+            _remove_folder_as_written(self.uri)
 
     def call(self, method: str, *arguments: Any, **named: Any) -> Any:
         """A method of MlflowClient's."""
@@ -100,11 +106,12 @@ class Store:
             path.parent.joinpath(".lottery").mkdir(exist_ok=True)
             with tempfile.TemporaryDirectory(dir=path.parent / ".lottery") as name:  # on the store's own file system
                 folder = Path(name)
-                client = self._watch(lambda: MlflowClient(f"sqlite:///{folder / 'new.db'}"))
+                client = self._watch(lambda: MlflowClient(sqlite_uri(folder / "new.db")))
                 self._watch(client.search_experiments)
                 with closing(sqlite3.connect(folder / "new.db")) as database:
                     database.execute("PRAGMA journal_mode=WAL")
                     database.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+                _remove_folder_as_written(sqlite_uri(folder / "new.db"))
                 for log in ("-wal", "-shm"):  # of a store that was deleted while somebody read it: SQLite replays it
                     path.with_name(path.name + log).unlink(missing_ok=True)
                 (folder / "new.db").replace(path)
@@ -113,11 +120,10 @@ class Store:
         found = self.call("get_experiment_by_name", name)
         if found is None:
             # absolute, or it would depend on where a stage and the UI were started; an MLflow server has its own
-            path = (Path(self.uri.removeprefix("sqlite:///")).parent if is_sqlite() else root()) / "mlartifacts"
             with self.lock():
                 found = self.call("get_experiment_by_name", name)
                 if found is None:
-                    location = None if self.uri.startswith("http") else path.resolve().as_uri()
+                    location = None if self.uri.startswith("http") else self._artifacts
                     try:
                         return str(self.call("create_experiment", name, artifact_location=location))
                     except Exception:  # another machine was faster
@@ -129,13 +135,34 @@ class Store:
                 f"the MLflow experiment {name!r} was deleted; `mlflow experiments restore -x {found.experiment_id}` "
                 "brings it back, or choose another tracking.mlflow_experiment in params.yaml"
             )
+        if is_sqlite() and found.artifact_location != self._artifacts:
+            self._bring_artifacts(found.artifact_location)
         return str(found.experiment_id)
+
+    @property
+    def _artifacts(self) -> str:
+        """Where artifacts are: `mlartifacts` beside the store."""
+        return ((sqlite_path().parent if is_sqlite() else root()) / "mlartifacts").resolve().as_uri()
+
+    def _bring_artifacts(self, before: str) -> None:
+        """Give the runs of a store that was moved or copied their artifacts beside it: MLflow keeps absolute addresses.
+
+        A place that a person chose otherwise stays.
+        """
+        if not (before.startswith("file:") and before.endswith("/mlartifacts")):
+            return
+        with self.lock(), closing(sqlite3.connect(sqlite_path(), timeout=20)) as database, database:
+            for table, column in ARTIFACT_COLUMNS:
+                database.execute(
+                    f"UPDATE {table} SET {column} = ? || substr({column}, ?) WHERE substr({column} || '/', 1, ?) = ?",
+                    (self._artifacts, len(before) + 1, len(before) + 1, f"{before}/"),
+                )
 
     @contextmanager
     def lock(self) -> Iterator[None]:
         """One process of this machine at a time may make or complete the runs of this store; may be entered twice."""
         if is_sqlite():
-            folder, name = Path(self.uri.removeprefix("sqlite:///")).parent / ".lottery", "store.lock"
+            folder, name = sqlite_path().parent / ".lottery", "store.lock"
             folder.mkdir(exist_ok=True)
         else:
             folder, name = Path(tempfile.gettempdir()), f"lottery-{os.getuid()}-{self._address}.lock"
@@ -280,14 +307,37 @@ class Store:
         self.log(run, points, params, {} if key is None else {KEY: key})
         if content.inputs:
             self.call("log_inputs", run, list(content.inputs))
+        self._log_artifacts(run, content)
+        self.call("set_terminated", run)
+        self.call("set_tag", run, COMPLETE, "true")
+        self.completed += 1
+
+    def restore_artifacts(self, run: str, content: Content) -> None:
+        """Make a complete run's artifacts anew."""
+        self._log_artifacts(run, content)
+        self.completed += 1
+
+    def _log_artifacts(self, run: str, content: Content) -> None:
         for name, write in content.artifacts.items():
             with scratch() as folder:
                 write(folder)
                 for file in sorted(folder.iterdir()):
                     self.call("log_artifact", run, str(file), name)
-        self.call("set_terminated", run)
-        self.call("set_tag", run, COMPLETE, "true")
-        self.completed += 1
+
+    def lacks(self, run: Run, artifact: str) -> bool:
+        """Whether the folder of a run's artifacts of that name is gone; a server's are not looked at."""
+        uri = urlparse(run.info.artifact_uri)
+        if not is_sqlite() or uri.scheme != "file":
+            return False
+        folder = Path(url2pathname(uri.path)) / artifact
+        return not folder.is_dir() or not any(folder.iterdir())
+
+
+def _remove_folder_as_written(uri: str) -> None:
+    """Remove the empty folders that MLflow makes of an address's path without decoding it."""
+    if "%" in uri:
+        with suppress(OSError):
+            os.removedirs(Path(uri.removeprefix("sqlite:///")).parent)
 
 
 def milliseconds() -> int:

@@ -14,8 +14,8 @@ from mlflow.entities import Run
 
 from lottery import LotteryError
 from lottery.params import Params
-from lottery.provenance import git
-from lottery.tracking.address import shown_uri, without_password
+from lottery.provenance import git, refusal
+from lottery.tracking.address import fault, shown_uri
 from lottery.tracking.attempts import Mark, left
 from lottery.tracking.outputs import SEVERAL, MissingError, Output, Recorded, digest, digest_of_files, recorded
 from lottery.tracking.runs import PARENT, Attempt, Origin, Recorder, origin_of_workspace
@@ -33,10 +33,17 @@ def sync(params: Params, revisions: Sequence[str] = (), all_commits: bool = Fals
     Without revisions, of the outputs that the workspace's dvc.lock records. With revisions, commits or DVC experiments
     by name, of those that theirs record, read through DVC: the workspace is not touched. Raises LotteryError.
     """
+    refused = refusal()
+    if refused and (revisions or all_commits):
+        raise LotteryError(refused)
     store = connect(params.tracking.mlflow_experiment)
     try:
         attempts, lines = _end_attempts(store)
+        if refused:
+            lines.append(f"the runs that are made now name no commit: {refused}")
         commits = git("log", "--all", "--full-history", "--format=%H", "--", "dvc.lock").split() if all_commits else []
+        if all_commits and not commits:
+            lines.append("no commit has a dvc.lock")
         if not revisions and not all_commits:
             lines += _sync(Recorder(store, origin_of_workspace(os.environ), restore), params, Workspace(), attempts)
         for revision in dict.fromkeys([*revisions, *commits]):
@@ -56,7 +63,7 @@ def sync(params: Params, revisions: Sequence[str] = (), all_commits: bool = Fals
     except LotteryError:
         raise
     except Exception as error:
-        raise LotteryError(without_password(f"MLflow at {shown_uri()} failed: {first_line(error)}")) from error
+        raise LotteryError(f"MLflow at {shown_uri()} failed: {fault(error)}") from error
 
 
 def _sync(recorder: Recorder, params: Params, source: "Workspace | Revision", attempts: Attempts) -> list[str]:
@@ -151,7 +158,7 @@ class Workspace:
     def lock(self) -> str:
         """dvc.lock. Raises LotteryError."""
         try:
-            return (root() / "dvc.lock").read_text()
+            return (root() / "dvc.lock").read_text(encoding="utf-8")
         except OSError as error:
             raise LotteryError("dvc.lock: no such file; `dvc repro` makes it") from error
 
@@ -178,26 +185,31 @@ class Revision:
     """The outputs of a commit, from DVC's cache or its remote."""
 
     def __init__(self, commit: str) -> None:
-        self._files = DVCFileSystem(str(root()), rev=commit)
+        # DVC takes a project in a subfolder of a git repository for a repository within one, and names paths from git's
+        self._prefix = git("-C", str(root()), "rev-parse", "--show-prefix")
+        self._files = DVCFileSystem(str(root()), rev=commit, subrepos=True)
 
     def lock(self) -> str:
         """dvc.lock. Raises LotteryError."""
         try:
-            return str(self._files.read_text("dvc.lock")) if self._files.exists("dvc.lock") else ""
+            if self._files.exists(f"{self._prefix}dvc.lock"):
+                return str(self._files.read_text(f"{self._prefix}dvc.lock", encoding="utf-8"))
         except Exception as error:  # DVC reads the whole pipeline for this
             raise LotteryError(f"DVC cannot read its pipeline: {first_line(error)}") from error
+        raise LotteryError("no dvc.lock is in this commit, and so no outputs")
 
     def models(self, levels: Sequence[str]) -> str:
         """The MD5 sum of models/ with these levels; empty where they are not within reach."""
+        folder = f"{self._prefix}models/"
         try:
             found = {
                 path: info["dvc_info"]["md5"]
                 for level in levels
-                for path, info in self._files.find(f"models/{level}", detail=True).items()
+                for path, info in self._files.find(f"{folder}{level}", detail=True).items()
             }
         except Exception:  # of DVC's, its data packages' or a remote's
             return ""
-        return digest_of_files({path.removeprefix("models/"): total for path, total in found.items()})
+        return digest_of_files({path.removeprefix(folder): total for path, total in found.items()})
 
     @contextmanager
     def files(self, entry: Recorded) -> Iterator[Path]:
@@ -207,7 +219,7 @@ class Revision:
                 for path in self._paths(entry):
                     place = folder / path.removeprefix("reports/" if entry.name in SEVERAL else f"models/{entry.name}/")
                     place.parent.mkdir(exist_ok=True)
-                    self._files.get_file(path, str(place))
+                    self._files.get_file(f"{self._prefix}{path}", str(place))
                 for path, total in entry.outs.items() if entry.name in SEVERAL else ():  # which git has
                     if digest(folder / path.removeprefix("reports/")) != total:
                         raise MissingError(f"{path} of this commit is not what its dvc.lock records")
@@ -224,7 +236,8 @@ class Revision:
             return [f"reports/{name}" for name in entry.reports]
         if entry.name == "plot":
             page = [f"reports/{name}" for name in entry.reports if name == "report.html"]
-            return [*page, *self._files.ls("reports/figures", detail=False)]
+            figures = self._files.ls(f"{self._prefix}reports/figures", detail=False)
+            return [*page, *(path.removeprefix(self._prefix) for path in figures)]
         return [] if entry.name == "download" else [f"models/{entry.name}/{name}" for name in FILES]
 
 
