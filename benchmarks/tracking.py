@@ -212,7 +212,7 @@ def _stage(clone: Clone, how: str, uri: str, server: psutil.Process) -> tuple[fl
     That is first what logging took while networks trained, then all of it, from importing MLflow to the last artifact.
     The server's part counts too. Unlike the clock, the processors' seconds are not those of others' work.
     """
-    own = clone.environment | {"DVC_STAGE": f"prune@{LEVEL}", "DVC_ROOT": str(clone.folder)}
+    own = clone.environment | {"PYTHONPATH": "src", "DVC_STAGE": f"prune@{LEVEL}", "DVC_ROOT": str(clone.folder)}
     own["MLFLOW_HTTP_REQUEST_TIMEOUT"] = "60"  # or a busy machine would end the tracking that is timed
     own |= {"MLFLOW_TRACKING_URI": uri} if uri else {}
     command = [sys.executable, "-c", STAGE, how, str(server.pid)]
