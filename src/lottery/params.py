@@ -62,7 +62,7 @@ Source = Literal["ticket", "finetune", "lr-rewind"]
 MOST_BYTES = 300_000  # of params.yaml; read in under 2 s
 MOST_VALUES = 200_000  # in params.yaml, all aliases written out
 MOST_ITEMS = 1000  # of a list
-MOST_LAYERS = 50  # hidden ones
+MOST_LAYERS = 20  # hidden ones
 MOST_ITERATIONS = 100_000_000
 MOST_MEMORY = 1000  # GB, of the networks that are trained together
 MOST_LINES = 10  # of mistakes told at once
@@ -319,7 +319,9 @@ class Verdict(Section):
 class Tracking(Section):
     """Where MLflow files the runs."""
 
-    mlflow_experiment: Annotated[str, Field(pattern=r"\S"), Is("the name of an MLflow experiment")]
+    mlflow_experiment: Annotated[
+        str, Field(pattern=r"\S", max_length=250), Is("the name of an MLflow experiment, of up to 250 characters")
+    ]
     required: Annotated[bool, Is("true or false")] = False
 
 
