@@ -575,11 +575,11 @@ def test_a_store_of_a_newer_mlflow_is_said_to_be_one(clone: Clone) -> None:
 def test_an_error_of_sqlites_costs_a_stage_one_line(clone: Clone) -> None:
     """As on a full or read-only disk: MLflow logs an OperationalError with its traceback."""
     with closing(sqlite3.connect(clone.folder / "mlflow.db")) as broken:
-        broken.execute("DROP TABLE tags")
+        broken.execute("ALTER TABLE tags RENAME COLUMN value TO lost")
     _, errors = (told := stage(clone, "plot", "plot")).communicate(timeout=PATIENCE)
     assert told.returncode == 0
     assert len(errors.splitlines()) == 1, errors
-    assert "(sqlite3.OperationalError) no such table: tags" in errors
+    assert "(sqlite3.OperationalError) " in errors
     assert ": this stage goes on untracked; see to it that it can be written" in errors
 
 
