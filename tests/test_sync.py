@@ -289,6 +289,7 @@ def test_a_moved_folder_has_its_artifacts_and_the_old_one_is_not_made_anew(clone
     client = connect(f"sqlite:///{moved.folder}/mlflow.db".replace("%", "%25"))
     for run in runs(client):
         shown = before[run.data.tags[KEY]]["artifacts"]
+        assert run.info.artifact_uri.startswith(f"{moved.folder.as_uri()}/mlartifacts/")
         here = moved.folder / "mlartifacts" / run.info.run_id / "artifacts"
         assert {str(path.relative_to(here)) for path in here.rglob("*.*")} == set(shown)
         assert bool(client.list_artifacts(run.info.run_id)) == bool(shown)
