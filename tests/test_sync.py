@@ -289,6 +289,7 @@ def test_a_moved_folder_has_its_artifacts_and_the_old_one_is_not_made_anew(clone
     client = connect(f"sqlite:///{moved.folder}/mlflow.db".replace("%", "%25"))
     for run in runs(client):
         shown = before[run.data.tags[KEY]]["artifacts"]
+        assert run.info.artifact_uri.startswith(f"{moved.folder.as_uri()}/mlartifacts/")
         here = moved.folder / "mlartifacts" / run.info.run_id / "artifacts"
         assert {str(path.relative_to(here)) for path in here.rglob("*.*")} == set(shown)
         assert bool(client.list_artifacts(run.info.run_id)) == bool(shown)
@@ -572,14 +573,14 @@ def test_a_store_of_a_newer_mlflow_is_said_to_be_one(clone: Clone) -> None:
     assert "failed: the store is of a newer MLflow than " in done
 
 
-def test_a_full_disk_costs_a_stage_one_line(clone: Clone) -> None:
-    database = clone.folder / "mlflow.db"
-    with closing(sqlite3.connect(database)) as store_:
-        store_.execute("CREATE TRIGGER full BEFORE INSERT ON runs BEGIN SELECT RAISE(FAIL, 'database is full'); END")
+def test_an_error_of_sqlites_costs_a_stage_one_line(clone: Clone) -> None:
+    """As on a full or read-only disk: MLflow logs an OperationalError with its traceback."""
+    with closing(sqlite3.connect(clone.folder / "mlflow.db")) as broken:
+        broken.execute("ALTER TABLE tags RENAME COLUMN value TO lost")
     _, errors = (told := stage(clone, "plot", "plot")).communicate(timeout=PATIENCE)
     assert told.returncode == 0
     assert len(errors.splitlines()) == 1, errors
-    assert "database is full" in errors
+    assert "(sqlite3.OperationalError) " in errors
     assert ": this stage goes on untracked; see to it that it can be written" in errors
 
 
@@ -595,9 +596,8 @@ def test_a_mark_that_is_none_ends_no_sync(clone: Clone) -> None:
 
 def test_make_repro_on_a_fresh_clone_completes_the_store(clone: Clone, tmp_path: Path) -> None:
     """Its reports are those that are committed, so DVC skips `evaluate` and `plot`."""
-    expected = picture(store(clone))
+    expected = keys(store(clone))
     clone.commit("With results")
-    shutil.copytree(clone.folder / "data", tmp_path / "data")
     fresh = Clone(tmp_path / "fresh", clone.folder)
     told = fresh.run("dvc", "repro", "train")
     line = "MLflow's store is new: once all is done, `make ui` or `lottery sync` completes it"
@@ -611,7 +611,8 @@ def test_make_repro_on_a_fresh_clone_completes_the_store(clone: Clone, tmp_path:
         output += fresh.run("sh", "-c", command)
     assert line not in output
     assert "Stage 'evaluate' didn't change, skipping" in output
-    assert picture(store(fresh)).keys() == expected.keys()
+    # the report names its commit
+    assert [key for key in keys(store(fresh)) if key[:5] != "plot/"] == [key for key in expected if key[:5] != "plot/"]
     assert any("test_accuracy" in run.data.metrics for run in runs(store(fresh)))
 
 

@@ -74,7 +74,9 @@ def without_password(text: str) -> str:
 
 def fault(error: Exception) -> str:
     """What an error of the store's says, in a line without secrets, with the remedy where it is known."""
-    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    # SQLAlchemy may begin with a remark in brackets on its own doings
+    lines = [line for line in str(error).strip().splitlines() if not line.startswith("(raised as a result of")]
+    line = (lines or [type(error).__name__])[0]
     if is_sqlite() and ("malformed" in line or "not a database" in line):
         line = f"{sqlite_path()} is damaged ({line}); move it away and run `lottery sync`"
     found = re.search(r"database schema \(found version (\w+)", line)
