@@ -782,7 +782,7 @@ def by_dvc(text: str) -> Any:
         "a: 1 # \u2028\n",
         "a: &x {p: 1, q: 2}\nb: {<<: *x, q: 3}\nc: {<<: [*x, {r: 4, q: 5}]}\n",
         "a: &x {p: 1}\na: &x {p: 2}\n",
-        "a: !!str 5\nb: !!float 1\nc: !!int 017\ne: !!int --1\nd: !!set {x, y}\n",
+        "a: !!str 5\nb: !!float 1\nc: !!int 017\nd: !!set {x, y}\n",
         "? [1]\n: 2\n",
         "1: a\n1.0: b\n",
         "a: 2001-12-14t21:59:43.10\nb: 2001-12-14\n",
@@ -883,6 +883,7 @@ ENORMOUS = "0x" + "f" * 5000
         ("threads: auto", f"threads: {ENORMOUS}", "run.threads: an enormous number is not auto or a whole number"),
         ("run:  ", '"\\ud800": 1\nrun:  ', "line HERE: the character U+D800 is not allowed; remove it"),
         ("run:  ", f"x0: &x0 {{a: 1}}\n{EIGHT_DEEP}run:  ", "line 2: aliases make more than 200000 values of this; "),
+        ("epochs: 5", "epochs: !!int --1", 'line HERE: "--1" is not a number; write one sign at most'),
         ("0.0012", "!!float 1:30", 'line HERE: "1:30" cannot be read as float; put it in quotes if it is a text'),
         ("lottery-tickets", f"[{'x, ' * 200_000}]", "has 60"),
         ("lottery-tickets", f"&{'x' * 1000} [*{'y' * 1000}]", "line HERE: found undefined alias"),
@@ -898,7 +899,7 @@ ENORMOUS = "0x" + "f" * 5000
             'levels.q.parent: no level is called "lenet"; choose from dense, p0, p1, ',
         ),
     ],
-    ids=range(25),
+    ids=range(26),
 )
 def test_a_hostile_file_is_one_short_line_within_2_seconds(old: str, new: str, line: str) -> None:
     text = default_with((old, new))

@@ -58,13 +58,14 @@ Schedule = Literal["constant", "warm-up", "step", "cosine"]
 Scope = Literal["layer", "global"]
 Source = Literal["ticket", "finetune", "lr-rewind"]
 
-# What is beyond these is a mistake, and would fail or never end in a later stage
-MOST_BYTES = 300_000  # of params.yaml; read in under 2 s
+# Limits: larger values would fail in a later stage, or never end
+MOST_BYTES = 180_000  # of params.yaml: 3,000 levels; larger files may take more than 2 s to parse
 MOST_VALUES = 200_000  # in params.yaml, all aliases written out
 MOST_ITEMS = 1000  # of a list
 MOST_LAYERS = 20  # hidden ones
 MOST_ITERATIONS = 100_000_000
 MOST_MEMORY = 1000  # GB, of the networks that are trained together
+MOST_GUESSES = 300  # words among which a person may have meant one
 MOST_LINES = 10  # of mistakes told at once
 MOST_CHARACTERS = 300  # of such a line
 
@@ -274,12 +275,14 @@ def _check_tree(levels: Mapping[str, Level]) -> Mapping[str, Level]:
 def _mistakes_in_tree(levels: Mapping[str, Level]) -> Iterator[Mistake]:
     """Parents that do not exist, cycles (each once), and children that are no sparser than their parent."""
     cycles, told, strangers = _cycles(levels), set[str](), 0
+    known = ("dense", *levels)
     for name, level in levels.items():
         parent = level.parent
         if parent != "dense" and parent not in levels:
-            strangers += 1  # a guess among thousands of levels takes its time
-            hint = _did_you_mean(parent, ("dense", *levels)) if strangers <= MOST_LINES else ""
-            hint = hint or f"; choose from {', '.join(('dense', *levels))}"
+            strangers += 1
+            few = strangers <= MOST_LINES and len(known) <= MOST_GUESSES  # a guess among thousands takes its time
+            hint = _did_you_mean(parent, known) if few else ""
+            hint = hint or f"; choose from {', '.join(known[:MOST_GUESSES])}"
             yield (name, "parent"), f"no level is called {_shown(parent)}{hint}"
             continue
         if name in cycles and name not in told:
@@ -514,7 +517,7 @@ def read(text: str, path: Path) -> Params:
 
 
 def _in_short(text: str) -> str:
-    """A text on one line, and where it is long without its middle: key and remedy stand at its ends."""
+    """A text on one line; the middle of a long one is left out, because key and remedy are at the ends."""
     text = " ".join(text.split())
     return text if len(text) <= MOST_CHARACTERS else f"{text[:180]} ... {text[5 + 180 - MOST_CHARACTERS :]}"
 
@@ -629,6 +632,8 @@ class _Constructor(SafeConstructor):
         return super().construct_document(node)
 
     def construct_object(self, node: Node, deep: bool = False) -> Any:
+        if str(node.tag).endswith(":int") and re.match("[-+]{2}", str(node.value)):  # with a tag; read as one sign
+            raise _mistake(node, f"{_shown(node.value)} is not a number", "write one sign at most")
         try:
             return super().construct_object(node, deep)
         except (YAMLError, RecursionError):

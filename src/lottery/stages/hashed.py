@@ -6,12 +6,11 @@ was killed would go on beside the next one. Each of these ends a stage with one 
 """
 
 import hashlib
-import json
 import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from filelock import FileLock, Timeout
 import lottery
 from lottery import LotteryError, params
 
+PARAMS = "params.yaml: "  # before a key, in the name of an input
 SHELLS = ("sh", "bash", "dash", "zsh", "ksh", "fish", "csh", "tcsh")  # one may stand between DVC and a stage
 LOCKS = Path(".lottery/locks")  # of the working folder: a DVC experiment in a copy has its own
 PATIENCE = 20  # seconds that a stage whose DVC was killed has to end
@@ -38,39 +38,50 @@ def check_code() -> None:
         )
 
 
-def inputs(stage: str) -> dict[str, str]:
+def inputs(stage: str) -> dict[str, object]:
     """The digest of each source file and each value of params.yaml that dvc.yaml lists for a stage, by its name."""
-    name, _, level = stage.rpartition(":")[2].partition("@")
-    stages: dict[str, Any] = yaml.safe_load(Path("dvc.yaml").read_text(encoding="utf-8"))["stages"]
-    entry = stages.get(name, {})
+    name, _, level = _short(stage).partition("@")
+    entry: dict[str, Any] = yaml.safe_load(Path("dvc.yaml").read_text(encoding="utf-8"))["stages"].get(name, {})
     entry = entry.get("do", entry)
-    sources = {dep: _digest(Path(dep)) for dep in entry.get("deps", ()) if dep.startswith("src/")}
+    keys = [PARAMS + key.replace("${key}", level) for key in entry.get("params", ())]
+    return _values([*(dep for dep in entry.get("deps", ()) if dep.startswith("src/")), *keys])
+
+
+def _short(stage: str) -> str:
+    """A stage's name without the path to dvc.yaml, which depends on the folder that DVC was called from."""
+    return stage.rpartition(":")[2]
+
+
+def _values(names: Iterable[str]) -> dict[str, object]:
+    """What files and keys of params.yaml are now; None for a file or a key that is missing."""
     try:
         content = params.parse(Path("params.yaml").read_text(encoding="utf-8"))
-    except Exception:  # whatever is wrong with it: who loads it says what
+    except (LotteryError, OSError, ValueError):  # who loads it says what is wrong with it
         content = None
-    keys = [key.replace("${key}", level) for key in entry.get("params", ())]
-    return sources | {f"params.yaml: {key}": _value(content, key) for key in keys}
+    return {
+        name: _value(content, name.removeprefix(PARAMS)) if name.startswith(PARAMS) else _digest(Path(name))
+        for name in names
+    }
 
 
-def _digest(path: Path) -> str:
-    return hashlib.md5(path.read_bytes()).hexdigest() if path.is_file() else "missing"
+def _digest(path: Path) -> str | None:
+    return hashlib.md5(path.read_bytes()).hexdigest() if path.is_file() else None
 
 
-def _value(content: Any, key: str) -> str:
+def _value(content: Any, key: str) -> object:
     for part in key.split("."):
         content = content.get(part) if isinstance(content, dict) else None
-    return json.dumps(content, sort_keys=True, default=str)
+    return content
 
 
-def check_unchanged(stage: str, before: dict[str, str]) -> None:
-    """Raise LotteryError where an input of a stage is another than ``before``, when the stage began."""
-    after = inputs(stage)
-    changed = [name for name, value in before.items() if after.get(name) != value]
+def check_unchanged(stage: str, before: dict[str, object]) -> None:
+    """Raise LotteryError where an input of a stage is not what it was ``before``, when the stage began."""
+    after = _values(before)
+    changed = [name for name, value in before.items() if after[name] != value]
     if changed:
         raise LotteryError(
-            f"{changed[0]}: changed while {stage} ran, and DVC would record the change for results that are without "
-            "it; nothing was recorded: `dvc repro` runs the stage anew"
+            f"{changed[0]}: changed while {_short(stage)} ran, and DVC would record the change for results that were "
+            "made without it; dvc.lock is as it was: `dvc repro` runs the stage again"
         )
 
 
@@ -78,14 +89,14 @@ def check_unchanged(stage: str, before: dict[str, str]) -> None:
 def sole(stage: str) -> Iterator[None]:
     """Hold the lock of a stage's outputs in this working folder. Raises LotteryError where another process has it."""
     LOCKS.mkdir(parents=True, exist_ok=True)
-    name = stage.replace("/", "-")
+    name = _short(stage)
     lock, holder = FileLock(LOCKS / f"{name}.lock"), LOCKS / f"{name}.pid"
     try:
         lock.acquire(timeout=PATIENCE)
     except Timeout:
         pid = holder.read_text() if holder.exists() else "?"
         raise LotteryError(
-            f"{stage}: process {pid} runs it in this folder already; wait for its end or end it, then `dvc repro`"
+            f"{name}: process {pid} runs it in this folder already; wait for its end or end it, then `dvc repro`"
         ) from None
     holder.write_text(str(os.getpid()))
     try:
@@ -95,15 +106,17 @@ def sole(stage: str) -> Iterator[None]:
 
 
 def starter() -> psutil.Process | None:
-    """The process that started this one, shells left out: DVC, in a stage."""
-    return next((each for each in psutil.Process().parents() if each.name() not in SHELLS), None)
+    """The process that started this one, shells left out: DVC, in a stage; None where the system does not tell."""
+    with suppress(psutil.Error):
+        return next((each for each in psutil.Process().parents() if each.name() not in SHELLS), None)
+    return None
 
 
 def end_with(process: psutil.Process) -> None:
     """End this process, as ctrl-C does, when another has ended."""
 
     def watch() -> None:
-        with suppress(psutil.NoSuchProcess):
+        with suppress(psutil.Error):
             while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
                 time.sleep(0.5)
         os.kill(os.getpid(), signal.SIGTERM)

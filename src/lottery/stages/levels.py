@@ -10,7 +10,7 @@ MODELS = Path("models")
 
 
 def check_level(p: Params, level: str) -> Contents:
-    """What a level's folder holds, which is what params.yaml asks for. Raises LotteryError where it is not."""
+    """Load what a level's folder holds. Raises LotteryError unless it is what params.yaml asks for."""
     folder = MODELS / level
     held = load_contents(folder)
     asked = Contents(p.sizes, p.path(level), ("dense",) if level == "dense" else p.arms(level), p.train.seeds)
@@ -19,7 +19,8 @@ def check_level(p: Params, level: str) -> Contents:
     for name, has, wants in facts:
         if has != wants:
             raise LotteryError(
-                f"{folder}: its {name} is {_shown(has)}, and {_shown(wants)} by params.yaml; `dvc repro` makes it anew"
+                f"{folder}: has {name} {_shown(has)}, but params.yaml asks for {_shown(wants)}; `dvc repro` makes it "
+                "anew"
             )
     return held
 

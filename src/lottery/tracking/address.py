@@ -63,9 +63,10 @@ def without_password(text: str) -> str:
     secrets = re.findall("://[^:/@]*:(.+)@", address)
     if address.startswith("http"):
         secrets += re.findall("://([^:/@]+):?@", address) + re.findall("#(.+)", address)
-        secrets += re.findall("[?&#][^=&#]*=([^&#]+)", address) + re.findall("[?&]([^=&#]+)(?=[&#]|$)", address)
+        # the shortest are no secrets, and words that may stand anywhere
+        secrets += re.findall("[?&#][^=&#]*=([^&#]{4,})", address) + re.findall("[?&]([^=&#]{4,})(?=[&#]|$)", address)
     else:
-        secrets += re.findall("[?&](?:ssl)?password=([^&]+)", address)
+        secrets += re.findall("[?&][^=&]*(?:password|token)=([^&]+)", address)
     for secret in sorted(secrets, key=len, reverse=True):
         for word in {secret, unquote(secret)}:
             text = text.replace(word, "***")

@@ -238,7 +238,7 @@ class StageRun:
     def _is_first(self, store: "Store") -> bool:
         """Whether the store knows no level, and DVC may skip `evaluate` and `plot`: their results are here.
 
-        `make repro` ends with `lottery sync`, which need not be told then.
+        `make repro` ends with `lottery sync`, so nothing need be said then.
         """
         from lottery.tracking.store import COMPLETE
 
