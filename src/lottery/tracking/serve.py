@@ -3,7 +3,11 @@
 import json
 import os
 import re
+import signal
+import socket
+import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 
@@ -11,10 +15,12 @@ from mlflow.exceptions import MlflowException
 from sqlalchemy import create_engine
 
 from lottery import LotteryError, params
+from lottery.server import check_port
 from lottery.tracking.address import fault, is_own, shown_uri, tracking_uri
 from lottery.tracking.store import Store, milliseconds
 from lottery.workplace import root
 
+HOST = "127.0.0.1"
 VIEW = "networks"  # what the address calls the view that `serve_ui` saves
 
 
@@ -34,25 +40,69 @@ def first_line(error: Exception) -> str:
 
 
 def serve_ui(port: int) -> None:
-    """Serve the MLflow UI on 127.0.0.1 until interrupted, after printing the address that opens it well."""
+    """Serve the MLflow UI on 127.0.0.1 until interrupted, and print the address that opens it well once it answers.
+
+    Where MLFLOW_TRACKING_URI is a server's, that one serves it, and the address is all.
+    """
     settings = params.load()
+    remote = os.environ.get("MLFLOW_TRACKING_URI", "").startswith("http")
+    if not remote:
+        check_port(f"lottery ui: --port {port}", HOST, port)
     if is_own() and (root() / "dvc.lock").exists():
         _complete(settings)
     store = connect(settings.tracking.mlflow_experiment)
     view = f"mlflow.sharedViewState.{VIEW}"
     with suppress(MlflowException, OSError):  # who may not write sees the view that others left, or the usual columns
         store.call("set_experiment_tag", store.experiment, view, _view(settings.every_arm))
-    uri = tracking_uri()
-    base = shown_uri() if uri.startswith("http") else f"http://127.0.0.1:{port}"
+    base = shown_uri() if remote else f"http://{HOST}:{port}"
     # the page opens in its mode for language models unless its address says otherwise; an order in the address would
     # make MLflow ignore the view, so the view has it
     query = f"workflowType=machine_learning&viewStateShareKey={VIEW}"
-    print(f"MLflow UI: {base}/#/experiments/{store.experiment}/runs?{query}", flush=True)
-    if not uri.startswith("http"):
-        os.environ["MLFLOW_BACKEND_STORE_URI"] = uri  # a command line, which all users see, would show its password
-        os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"  # four processes for language models' evaluations
-        server = [sys.executable, "-m", "mlflow", "server", "--workers", "1"]
-        os.execv(sys.executable, [*server, "--host", "127.0.0.1", "--port", str(port)])
+    line = f"MLflow UI: {base}/#/experiments/{store.experiment}/runs?{query}"
+    if remote:
+        print(line)
+    else:
+        _serve(port, line)
+
+
+def _serve(port: int, line: str) -> None:
+    """Run MLflow's server until ctrl-C, SIGTERM or SIGHUP, and print a line once it answers."""
+    for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(name, signal.default_int_handler)
+    environment = os.environ | {
+        "MLFLOW_BACKEND_STORE_URI": tracking_uri(),  # a command line, which all users see, would show its password
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # four processes for language models' evaluations
+    }
+    command = [sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1"]
+    log = root() / ".lottery" / f"ui-{port}.log"
+    log.parent.mkdir(exist_ok=True)
+    with log.open("wb") as file:
+        server = subprocess.Popen(
+            [*command, "--uvicorn-opts", "--log-level warning"],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=file,  # MLflow's lines name pages that open something else
+            stderr=file,
+            process_group=0,  # ctrl-C in a terminal would reach MLflow and Uvicorn too, which end with tracebacks
+        )
+    try:
+        while server.poll() is None and not _answers(port):
+            time.sleep(0.1)
+        if server.returncode is None:
+            print(line, flush=True)
+        code = server.wait()
+        raise LotteryError(f"{log}: says why MLflow's server ended, with exit code {code}; `lottery ui` starts it anew")
+    except KeyboardInterrupt:
+        print("\nMLflow UI: ended", flush=True)
+    finally:
+        with suppress(ProcessLookupError):  # an end by SIGTERM waits for pages that are open; databases lose nothing
+            os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
+
+
+def _answers(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex((HOST, port)) == 0
 
 
 def _complete(settings: params.Params) -> None:
