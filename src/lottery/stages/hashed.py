@@ -5,7 +5,6 @@ stage has ended, so that a change while it runs would be recorded for results th
 was killed would go on beside the next one. Each of these ends a stage with one line instead.
 """
 
-import hashlib
 import os
 import signal
 import threading
@@ -21,6 +20,7 @@ from filelock import FileLock, Timeout
 
 import lottery
 from lottery import LotteryError, params
+from lottery.digests import digest
 
 PARAMS = "params.yaml: "  # before a key, in the name of an input
 SHELLS = ("sh", "bash", "dash", "zsh", "ksh", "fish", "csh", "tcsh")  # one may stand between DVC and a stage
@@ -65,7 +65,7 @@ def _values(names: Iterable[str]) -> dict[str, object]:
 
 
 def _digest(path: Path) -> str | None:
-    return hashlib.md5(path.read_bytes()).hexdigest() if path.is_file() else None
+    return digest(path) if path.is_file() else None
 
 
 def _value(content: Any, key: str) -> object:
