@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 from clones import ROOT
 
@@ -71,12 +72,18 @@ def test_the_last_line_opens_the_runs_and_ctrl_c_ends_it_with_one_more(command: 
 
 
 @pytest.mark.parametrize("name", [signal.SIGTERM, signal.SIGHUP])
-def test_the_server_ends_with_the_process_that_a_person_started(name: signal.Signals, port: int) -> None:
+def test_the_server_ends_with_its_starter_and_no_list_of_processes_shows_the_stores_address(
+    name: signal.Signals, port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{Path('secret.db').resolve()}")
     command = ["lottery", "ui", "--port", str(port)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout
         process.stdout.readline()
         assert not is_free(port)  # whoever reads the address can open it at once
+        lines = [" ".join(child.cmdline()) for child in psutil.Process(process.pid).children(recursive=True)]
+        assert [line for line in lines if "mlflow server" in line]
+        assert not [line for line in lines if "secret" in line]
         process.send_signal(name)
         out, errors = process.communicate(timeout=PATIENCE)
     assert (process.returncode, out.strip(), errors) == (0, "MLflow UI: ended", "")

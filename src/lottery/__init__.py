@@ -3,6 +3,8 @@
 import sys
 from importlib.util import find_spec
 
+__version__ = "0.1.0"
+
 # `python -m lottery...`, as stages are started: DVC may have been called without the environment active
 if sys.argv[0] == "-m":
     for package in ("torch", "mlflow", "pydantic"):
