@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help repro test test-all lint ui server clean clean-all
+.PHONY: help repro test test-all lint ui server summary clean clean-all
 
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
@@ -32,6 +32,10 @@ ui:  ## the MLflow UI on 127.0.0.1, at the address that it prints; PORT=5001 whe
 server:  ## MLflow for a team, on PostgreSQL (docs/team.md); OPTIONS='--host ...' go to `lottery server`
 	@scripts/environment team
 	exec lottery server $(OPTIONS)
+
+summary:  ## metrics against the revision BASE and the verdict per level, in Markdown
+	@scripts/environment >&2
+	@scripts/summary $(BASE)
 
 clean:  ## remove the environment and the tools' caches; it says what it leaves
 	@scripts/clean
