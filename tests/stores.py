@@ -29,8 +29,7 @@ CIRCUMSTANCES = {
     "git.dirty",
     "dvc.experiment",
     "dvc.baseline",
-    "lottery.attempt",
-    "lottery.claimed",
+    "lottery.process",
 }
 
 

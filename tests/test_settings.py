@@ -2,9 +2,11 @@
 
 from typing import Any
 
+import pytest
 import yaml
 from clones import SMALL
 
+from lottery import LotteryError
 from lottery.params import Params
 from lottery.tracking.outputs import recorded
 from lottery.tracking.runs import level_settings, network_settings
@@ -39,7 +41,7 @@ def test_every_run_says_how_far_it_rewinds_what_children_prune_and_which_schedul
 
 
 def _lock(rewind: int | None, levels: dict[str, Any], prune: dict[str, Any]) -> str:
-    """A dvc.lock whose stage `train` ran with this rewind, or before there was one, and its levels with ``prune``."""
+    """A dvc.lock whose stage `train` ran with this rewind, if any, and its levels with ``prune``."""
     shared = {"data.name": "digits", "data.scale": "standard", "data.validation": 143}
     shared |= {"network": SMALL["network"], "train": SMALL["train"]}
 
@@ -62,12 +64,9 @@ def test_dense_is_recorded_with_the_iteration_that_it_kept_and_the_levels_with_t
     assert (alone.params.prune.rewind, alone.params.prune.output_rate) == (5, 1.0)
 
 
-def test_what_an_older_version_recorded_was_not_rewound() -> None:
-    prune = {key: value for key, value in SMALL["prune"].items() if key != "rewind"}
-    dense, p50 = recorded(_lock(None, {"p50": SMALL["levels"]["p50"]}, prune), _params(prune={"rewind": 9}))
-    assert (dense.params.prune.rewind, p50.params.prune.rewind) == (0, 0)
-    (alone,) = recorded(_lock(None, {}, {}), _params(prune={"rewind": 9}))
-    assert alone.params.prune.rewind == 0
+def test_a_lock_whose_dense_networks_have_no_rewind_is_none_of_this_version() -> None:
+    with pytest.raises(LotteryError, match=r"^dvc\.lock: this version cannot read it; "):
+        recorded(_lock(None, {}, {}), _params())
 
 
 def test_stages_that_ran_with_other_settings_than_their_neighbours_are_read_all_the_same() -> None:
