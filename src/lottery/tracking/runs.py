@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Run, RunTag
 from mlflow.utils import mlflow_tags as tags
+from mlflow.utils.validation import MAX_PARAM_VAL_LENGTH
 from safetensors.torch import save
 from torch import Tensor
 
@@ -28,6 +28,7 @@ from lottery.tracking.outputs import MissingError, Output
 from lottery.tracking.store import KEY, Content, Points, Store, is_deleted, milliseconds
 
 PARENT = tags.MLFLOW_PARENT_RUN_ID
+SECTIONS = {"data", "network", "train", "prune"}  # of params.yaml: what makes a network
 MEASURES = (*ACCURACIES, *BARRIERS)  # what an evaluation adds to a network's run
 LAST_ARTIFACT = {"evaluate": "reports/tables", "plot": "report"}  # of what a stage's run has, what is logged last
 CURVES = ("train_loss", "validation_loss", "validation_accuracy")  # a history's columns
@@ -72,50 +73,35 @@ def origin_of_workspace(environment: Mapping[str, str]) -> Origin:
 
 
 def settings(params: Params) -> dict[str, str]:
-    """The settings that all networks of a pipeline share, by the names that people filter by."""
-    train, prune = params.train, params.prune
-    values: dict[str, Any] = {
-        "dataset": params.data.name,
-        "validation": params.validation_images,
-        "scale": params.data.scale,
-        "hidden": ", ".join(map(str, params.network.hidden)),
-        "initialization": params.network.initialization,
-        "iterations": params.iterations,
-        "batch_size": train.batch_size,
-        "optimizer": train.optimizer,
-        "learning_rate": train.learning_rate,
-        "schedule": train.schedule,
-        "warm_up": train.warm_up,
-        "drops": train.drops and ", ".join(map(str, train.drops)),
-        "drop_factor": train.drop_factor,
-        "momentum": train.momentum,
-        "weight_decay": train.weight_decay,
-        "evaluate_every": train.evaluate_every,
-        "criterion": prune.criterion,
-        "scope": prune.scope,
-        "output_rate": prune.output_rate,
-        "rewind": prune.rewind,
-        "from": prune.source,
-    }
-    return {key: str(value) for key, value in values.items() if value is not None}
+    """The settings that all networks of a pipeline share, by their keys in params.yaml; a data set's is `dataset`."""
+    sections = params.model_dump(mode="json", exclude_none=True, include=SECTIONS)
+    values = {key: value for section in sections.values() for key, value in section.items()}
+    values["dataset"] = values.pop("name")
+    values |= {"validation": params.validation_images, "iterations": params.iterations}  # what the settings come to
+    return {key: _shown(value) for key, value in values.items()}
+
+
+def _shown(value: object) -> str:
+    text = ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+    return text[:MAX_PARAM_VAL_LENGTH]
 
 
 def level_settings(params: Params, name: str) -> dict[str, str]:
-    """Those and what a level adds."""
+    """The settings of a pipeline and those of one of its levels."""
     path = params.path(name)
-    own = {} if name == "dense" else {"criterion": params.criterion(name), "scope": params.scope(name)}
-    return {
-        **settings(params),
-        **own,
+    values: dict[str, object] = {
         "level": name,
         "parent": "" if name == "dense" else params.levels[name].parent,
-        "path": ", ".join(map(str, path)),
-        "sparsity": str(path[-1] if path else 0.0),
+        "path": path,
+        "sparsity": path[-1] if path else 0.0,
     }
+    if name != "dense":
+        values |= {"arms": params.arms(name), "criterion": params.criterion(name), "scope": params.scope(name)}
+    return settings(params) | {key: _shown(value) for key, value in values.items()}
 
 
 def network_settings(params: Params, name: str, arm: str, seed: int) -> dict[str, str]:
-    """Those and what a network adds."""
+    """The settings of a level, with arm and seed."""
     return level_settings(params, name) | {"arm": arm, "seed": str(seed)}
 
 
