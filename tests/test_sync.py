@@ -1,4 +1,9 @@
-"""MLflow tells the same story as DVC, whatever happened to it: on real stores, real servers and real DVC."""
+"""MLflow tells the same story as DVC, whatever happened to it: on real stores, real servers and real DVC.
+
+`test_recorder` has what can happen to the runs of one level, within a second each. The faults that a slow test alone
+would find are those of real neighbours: DVC that restores outputs, reads other commits or runs a queue, MLflow servers
+that die or never answer, two machines at once, and a stage that logs while it trains.
+"""
 
 import os
 import random
@@ -27,6 +32,8 @@ from stores import (
     lose_the_store,
     networks,
     picture,
+    refused_sync,
+    run_stage,
     runs,
     serving,
     stage,
@@ -67,11 +74,12 @@ def test_dvc_lock_says_which_parameters_made_an_output(finished: Clone) -> None:
 
 
 def test_a_lost_store_is_redrawn_field_by_field(clone: Clone) -> None:
-    before = picture(store(clone))
+    before, order = picture(store(clone)), _stages(clone)
     assert len(before) == RUNS
     lose_the_store(clone)
     assert sync(clone) == [f"runs: {RUNS} made"]
     after = picture(store(clone))
+    assert _stages(clone) == order
     assert after.keys() == before.keys()
     for key, fields in before.items():
         assert after[key] == fields
@@ -79,13 +87,9 @@ def test_a_lost_store_is_redrawn_field_by_field(clone: Clone) -> None:
     assert picture(store(clone)) == after
 
 
-@pytest.mark.slow
-def test_levels_come_in_the_pipelines_order_with_their_networks_below(clone: Clone) -> None:
-    before = [run.info.run_name for run in runs(store(clone)) if PARENT not in run.data.tags]
-    lose_the_store(clone)
-    sync(clone)
-    found = runs(store(clone))
-    assert [run.info.run_name for run in found if PARENT not in run.data.tags] == before
+def _stages(clone: Clone) -> list[str]:
+    """The names of the stages' runs, the earliest first."""
+    return [run.info.run_name for run in runs(store(clone)) if PARENT not in run.data.tags]
 
 
 @pytest.mark.slow
@@ -198,14 +202,9 @@ def test_a_commit_that_cannot_be_synced_costs_only_its_own_runs(clone: Clone) ->
     assert f"{first[:7]}: runs: 3 made" in told  # download shows none of its files, and git has the reports
     gone = f"{first[:7]}: prune@p75: its files are in no DVC cache or remote within reach: "
     assert sum(line.startswith(gone) for line in told) == 1
-    assert (
-        f"{other[:7]}: dvc.lock: this version cannot read it; `dvc repro` or `git checkout dvc.lock` mends it" in told
-    )
-    done = clone.run("lottery", "sync", "--rev", other, check=False)
-    assert (
-        done
-        == f"--rev {other}: dvc.lock: this version cannot read it; `dvc repro` or `git checkout dvc.lock` mends it\n"
-    )
+    unread = "dvc.lock: this version cannot read it; `dvc repro` or `git checkout dvc.lock` mends it"
+    assert f"{other[:7]}: {unread}" in told
+    assert refused_sync(clone, "--rev", other) == f"--rev {other}: {unread}"
 
 
 def test_a_project_in_a_subfolder_of_a_repository_is_synced_and_clean(clone: Clone, tmp_path: Path) -> None:
@@ -230,8 +229,7 @@ def test_a_project_in_a_subfolder_of_a_repository_is_synced_and_clean(clone: Clo
     assert picture(store(inner)) == before
     (told,) = sync(inner, "--all-commits")
     assert told.endswith(f": runs: {RUNS} already complete")
-    done = inner.run("lottery", "sync", "--rev", "HEAD~1", check=False)
-    assert done == "--rev HEAD~1: no dvc.lock is in this commit, and so no outputs\n"
+    assert refused_sync(inner, "--rev", "HEAD~1") == "--rev HEAD~1: no dvc.lock is in this commit, and so no outputs"
 
 
 def test_a_checkout_of_another_user_is_gits_matter_and_not_mlflows(clone: Clone) -> None:
@@ -241,8 +239,8 @@ def test_a_checkout_of_another_user_is_gits_matter_and_not_mlflows(clone: Clone)
     os.chown(clone.folder / ".git", 12345, 12345)
     allows = f"`git config --global --add safe.directory {clone.folder}` allows it"
     for arguments in (["--rev", "HEAD"], ["--all-commits"]):
-        done = clone.run("lottery", "sync", *arguments, check=False)
-        assert done == f"git: detected dubious ownership in repository at '{clone.folder}'; {allows}\n"
+        line = f"git: detected dubious ownership in repository at '{clone.folder}'; {allows}"
+        assert refused_sync(clone, *arguments) == line
     told, counts = sync(clone)
     assert told.startswith("the runs that are made now name no commit: git: detected dubious ownership")
     assert counts == f"runs: {RUNS} already complete"
@@ -250,8 +248,8 @@ def test_a_checkout_of_another_user_is_gits_matter_and_not_mlflows(clone: Clone)
 
 @pytest.mark.slow
 def test_a_revision_that_does_not_exist_is_one_line(clone: Clone) -> None:
-    done = clone.run("lottery", "sync", "--rev", "no-such-thing", check=False)
-    assert done == "--rev no-such-thing: neither a commit nor a DVC experiment; `dvc exp show` lists these\n"
+    line = "--rev no-such-thing: neither a commit nor a DVC experiment; `dvc exp show` lists these"
+    assert refused_sync(clone, "--rev", "no-such-thing") == line
 
 
 # --- a store that was moved, copied or purged ------------------------------------------------------------------------
@@ -439,13 +437,9 @@ def test_a_server_that_is_killed_while_a_stage_runs_costs_a_line(clone: Clone, t
 def test_where_tracking_is_required_a_stage_stops_before_it_trains(clone: Clone) -> None:
     before = clone.files("models/dense")
     clone.change(tracking={"mlflow_experiment": "lottery-tickets", "required": True})
-    _, errors = (told := stage(clone, "train", "train", MLFLOW_TRACKING_URI="http://127.0.0.1:9")).communicate(
-        timeout=PATIENCE
-    )
-    assert told.returncode == 2
-    assert errors.startswith("MLflow at http://127.0.0.1:9 failed: ")
-    assert errors.endswith("tracking.required is true, so the stage stops before it begins\n")
-    assert len(errors.splitlines()) == 1
+    (line,) = run_stage(clone, "train", "train", 2, MLFLOW_TRACKING_URI="http://127.0.0.1:9")
+    assert line.startswith("MLflow at http://127.0.0.1:9 failed: ")
+    assert line.endswith("tracking.required is true, so the stage stops before it begins")
     assert clone.files("models/dense") == before
 
 
@@ -455,15 +449,13 @@ def test_an_address_that_nobody_serves_costs_at_most_ten_seconds(clone: Clone, s
     if scheme == "postgresql":
         pytest.importorskip("psycopg", reason="the driver comes with the extra `team`")
     dead = {"MLFLOW_TRACKING_URI": f"{scheme}://someone:secret@127.0.0.1:9/store"}
-    took, told_of = [], []
+    took, told = [], []
     for variables in ({}, dead, {}):  # before and after, as the machine may have other work meanwhile
         started = time.monotonic()
-        _, errors = (told := stage(clone, "prune", "prune@p50", **variables)).communicate(timeout=PATIENCE)
+        told.append(run_stage(clone, "prune", "prune@p50", **variables))
         took.append(time.monotonic() - started)
-        assert told.returncode == 0
-        assert "secret" not in errors
-        told_of.append(len(errors.splitlines()))
-    assert told_of == [0, 1, 0]
+    assert [len(lines) for lines in told] == [0, 1, 0]
+    assert "secret" not in told[1][0]
     assert took[1] < max(took[0], took[2]) + 10
 
 
@@ -472,12 +464,8 @@ def test_an_address_that_nobody_serves_costs_at_most_ten_seconds(clone: Clone, s
 
 @pytest.mark.slow
 def test_a_relative_address_is_refused_with_the_remedy(clone: Clone) -> None:
-    _, errors = (told := stage(clone, "plot", "plot", MLFLOW_TRACKING_URI="sqlite:///here.db")).communicate(
-        timeout=PATIENCE
-    )
-    assert told.returncode == 0
-    assert "names no absolute address" in errors
-    assert len(errors.splitlines()) == 1
+    (line,) = run_stage(clone, "plot", "plot", MLFLOW_TRACKING_URI="sqlite:///here.db")
+    assert "names no absolute address" in line
     assert not (clone.folder / "here.db").exists()
 
 
@@ -486,42 +474,35 @@ def test_a_store_that_was_left_half_made_is_named_with_the_remedy(clone: Clone) 
     with closing(sqlite3.connect(clone.folder / "mlflow.db")) as half:
         half.execute("CREATE TABLE experiments (experiment_id INTEGER)")
         half.commit()
-    done = clone.run("lottery", "sync", check=False)
-    assert done == (
-        f"MLflow at {address(clone)} failed: {clone.folder}/mlflow.db is no whole MLflow store; move it away and run "
-        "`lottery sync`\n"
-    )
+    remedy = f"{clone.folder}/mlflow.db is no whole MLflow store; move it away and run `lottery sync`"
+    assert refused_sync(clone) == f"MLflow at {address(clone)} failed: {remedy}"
 
 
 def test_a_store_that_is_damaged_is_named_with_the_remedy(clone: Clone) -> None:
     lose_the_store(clone)
     (clone.folder / "mlflow.db").write_bytes(b"no database" * 1000)
     remedy = f"{clone.folder}/mlflow.db is damaged (file is not a database); move it away and run `lottery sync`"
-    assert clone.run("lottery", "sync", check=False) == f"MLflow at {address(clone)} failed: {remedy}\n"
-    _, errors = (told := stage(clone, "plot", "plot")).communicate(timeout=PATIENCE)
-    assert told.returncode == 0
-    assert errors.startswith(f"MLflow at {address(clone)} failed: {remedy}: this stage goes on untracked; then ")
-    assert len(errors.splitlines()) == 1
+    assert refused_sync(clone) == f"MLflow at {address(clone)} failed: {remedy}"
+    (line,) = run_stage(clone, "plot", "plot")
+    assert line.startswith(f"MLflow at {address(clone)} failed: {remedy}: this stage goes on untracked; then ")
 
 
 def test_a_store_of_a_newer_mlflow_is_said_to_be_one(clone: Clone) -> None:
     with closing(sqlite3.connect(clone.folder / "mlflow.db")) as new:
         new.execute("UPDATE alembic_version SET version_num = 'fedcba987654'")
         new.commit()
-    done = clone.run("lottery", "sync", check=False)
-    assert len(done.splitlines()) == 1
-    assert "failed: the store is of a newer MLflow than " in done
+    assert "failed: the store is of a newer MLflow than " in refused_sync(clone)
+    (line,) = run_stage(clone, "plot", "plot")
+    assert "; install that one: this stage goes on untracked; then `lottery sync` " in line
 
 
 def test_an_error_of_sqlites_costs_a_stage_one_line(clone: Clone) -> None:
     """As on a full or read-only disk: MLflow logs an OperationalError with its traceback."""
     with closing(sqlite3.connect(clone.folder / "mlflow.db")) as broken:
         broken.execute("ALTER TABLE tags RENAME COLUMN value TO lost")
-    _, errors = (told := stage(clone, "plot", "plot")).communicate(timeout=PATIENCE)
-    assert told.returncode == 0
-    assert len(errors.splitlines()) == 1, errors
-    assert "(sqlite3.OperationalError) " in errors
-    assert ": this stage goes on untracked; see to it that it can be written" in errors
+    (line,) = run_stage(clone, "plot", "plot")
+    assert "(sqlite3.OperationalError) " in line
+    assert ": this stage goes on untracked; see to it that it can be written" in line
 
 
 # --- a fresh clone ---------------------------------------------------------------------------------------------------
@@ -567,20 +548,14 @@ def test_a_store_of_an_older_mlflow_is_named_with_the_remedy(clone: Clone) -> No
     with closing(sqlite3.connect(clone.folder / "mlflow.db")) as old:
         old.execute("UPDATE alembic_version SET version_num = '451aebb31d03'")
         old.commit()
-    done = clone.run("lottery", "sync", check=False)
-    assert len(done.splitlines()) == 1
-    assert "mlflow db upgrade" in done
+    assert "mlflow db upgrade" in refused_sync(clone)
 
 
 def test_a_folder_where_the_store_cannot_be_made_is_one_line(clone: Clone) -> None:
     lose_the_store(clone)
     (clone.folder / "file").write_text("")
     uri = f"sqlite:///{clone.folder}/file/mlflow.db"
-    where = {"cwd": clone.folder, "env": clone.environment | {"MLFLOW_TRACKING_URI": uri}}
-    done = subprocess.run(["lottery", "sync"], **where, capture_output=True, text=True)
-    assert done.returncode == 2
-    assert done.stderr.startswith(f"MLflow at {uri} failed: ")
-    assert len(done.stderr.splitlines()) == 1
+    assert refused_sync(clone, MLFLOW_TRACKING_URI=uri).startswith(f"MLflow at {uri} failed: ")
 
 
 # --- DVC experiments -------------------------------------------------------------------------------------------------

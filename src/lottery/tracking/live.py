@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from lottery import LotteryError
 from lottery.digests import digest
 from lottery.params import Params
-from lottery.tracking.address import StoreError, fault, has_remedy, is_sqlite, shown_uri
+from lottery.tracking.address import StoreError, fault, is_sqlite, shown_uri, understood
 from lottery.tracking.outputs import Output, digest_of_outs
 from lottery.workplace import root
 
@@ -156,8 +156,7 @@ class StageRun:
                     return
                 job()
         except Exception as error:  # whatever it is, it costs no result
-            reason = fault(error)
-            self._fail(reason, isinstance(error, StoreError) or has_remedy(reason))
+            self._fail(fault(error), has_remedy=isinstance(understood(error), StoreError))
             self._connected.set()
 
     def _wait(self, done: Callable[[], bool]) -> None:
@@ -169,12 +168,12 @@ class StageRun:
             if since is not None and time.monotonic() - since > limit:
                 self._fail(f"no answer in {limit:.0f} s")
 
-    def _fail(self, reason: str, told: bool = False) -> None:
+    def _fail(self, reason: str, has_remedy: bool = False) -> None:
         with self._told:
             if self._failed is None:
                 self._failed = f"MLflow at {shown_uri()} failed: {reason[:300]}"
                 first = "see to it that it can be written" if is_sqlite() else "start the server"
-                remedy = "then" if told else f"{first} or correct MLFLOW_TRACKING_URI, and"
+                remedy = "then" if has_remedy else f"{first} or correct MLFLOW_TRACKING_URI, and"
                 experiment = os.environ.get("DVC_EXP_NAME")
                 sync = f"lottery sync --rev {experiment}" if experiment else "lottery sync"
                 if not self._params.tracking.required or self._connected.is_set():
