@@ -9,6 +9,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 
+import pandas as pd
 import psutil
 import pytest
 import torch
@@ -21,7 +22,7 @@ from lottery.artifacts import save_level
 from lottery.experiment import Level
 from lottery.network import Parameters
 from lottery.params import Params
-from lottery.tracking.outputs import Output
+from lottery.tracking.outputs import MissingError, Output
 from lottery.tracking.runs import Attempt, Origin, Recorder, expected, level_settings, network_settings
 from lottery.tracking.store import PROCESS, Store
 from lottery.tracking.sync import _end_dead
@@ -252,3 +253,49 @@ def test_a_run_that_a_person_deleted_stays_deleted(store: Store, output: Output)
 def test_the_store_says_of_every_run_which_process_writes_it(store: Store) -> None:
     run = MlflowClient(store.uri).get_run(store.create("p50", {}, 0))
     assert run.data.tags[PROCESS] == _process(os.getpid())
+
+
+# --- what an evaluation adds -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def evaluated(workspace: Path) -> Output:
+    """An evaluation of p50, whose networks are all better than the one before."""
+    tables = Path("reports/tables")
+    tables.mkdir(parents=True)
+    Path("reports/metrics.json").write_text("{}")
+    networks = pd.DataFrame(expected(PARAMS, "p50"), columns=["arm", "seed"]).assign(level="p50")
+    networks.assign(test_accuracy=[0.1, 0.2, 0.3, 0.4]).to_csv(tables / "networks.csv", index=False)
+    networks[:0].assign(barrier_test=[]).to_csv(tables / "connectivity.csv", index=False)
+    levels = [
+        ("dense", "", "dense", 1.0, 0.5),
+        ("p50", "dense", "ticket", 0.5, 0.15),
+        ("p50", "dense", "reinit", 0.5, 0.35),
+    ]
+    columns = ["level", "parent", "arm", "density", "test_accuracy_mean"]
+    pd.DataFrame(levels, columns=columns).to_csv(tables / "levels.csv", index=False)
+    pd.DataFrame([("p50", "undecided")], columns=["level", "verdict"]).to_csv(tables / "verdicts.csv", index=False)
+    return Output("evaluate", "evaluate", "2" * 32, "1" * 32, PARAMS, lambda: nullcontext(Path("reports")))
+
+
+def test_an_evaluation_is_on_the_runs_of_all_that_it_read(store: Store, output: Output, evaluated: Output) -> None:
+    for _ in range(2):  # the second adds nothing
+        recorder = Recorder(store, Origin())
+        recorder.level(output)
+        recorder.evaluation(evaluated, [output])
+    found = {run.info.run_name: run.data for run in runs(store)}
+    accuracies = [found[name].metrics["test_accuracy"] for name in NAMES[1:]]
+    assert accuracies == [0.1, 0.2, 0.3, 0.4]
+    assert found["p50"].metrics["test_accuracy.reinit"] == 0.35
+    assert found["evaluate"].params["verdict.p50"] == "undecided"
+    assert all("pipeline.22222222" in data.tags for data in found.values())
+    assert len(found) == len(runs(store)) == len(NAMES) + 1
+
+
+def test_tables_that_another_version_did_not_leave_are_named(store: Store, evaluated: Output) -> None:
+    Path("reports/tables/connectivity.csv").unlink()
+    with pytest.raises(
+        MissingError, match=r"^evaluate: left no reports/tables/connectivity\.csv, as this version does$"
+    ):
+        Recorder(store, Origin()).evaluation(evaluated, [])
+    assert runs(store) == []

@@ -75,12 +75,12 @@ def without_password(text: str) -> str:
 
 def fault(error: Exception) -> str:
     """What an error of the store's says, in a line without secrets, with the remedy where it is known."""
-    return without_password(_first_line(understood(error)))
+    return without_password(first_line(understood(error)))
 
 
 def understood(error: Exception) -> Exception:
     """A StoreError in the place of an error of MLflow's or SQLAlchemy's whose remedy is known."""
-    line = _first_line(error)
+    line = first_line(error)
     if is_sqlite() and ("malformed" in line or "not a database" in line):
         return StoreError(f"{sqlite_path()} is damaged ({line}); move it away and run `lottery sync`")
     found = re.search(r"database schema \(found version (\w+)", line)
@@ -90,7 +90,8 @@ def understood(error: Exception) -> Exception:
     return error
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What an error says, in a line."""
     # SQLAlchemy may begin with a remark in brackets on its own doings
     lines = [line for line in str(error).strip().splitlines() if not line.startswith("(raised as a result of")]
     return (lines or [type(error).__name__])[0]

@@ -222,7 +222,7 @@ class StageRun:
             return False
         with suppress(OSError):
             if re.search(r"^  evaluate:$", (root() / "dvc.lock").read_text(encoding="utf-8"), re.MULTILINE):
-                return not store.search(f"tags.`{KEY}` LIKE '%' and params.level LIKE '%'")
+                return not store.search(f"tags.`{KEY}` IS NOT NULL and params.level LIKE '%'")
         return False
 
     def _log_live(self, networks: bool) -> None:

@@ -15,10 +15,10 @@ from lottery import LotteryError
 from lottery.digests import digest, digest_of_files
 from lottery.params import Params
 from lottery.provenance import git, refusal
-from lottery.tracking.address import fault, shown_uri
+from lottery.tracking.address import fault, first_line, shown_uri
 from lottery.tracking.outputs import MissingError, Output, Recorded, recorded
 from lottery.tracking.runs import PARENT, Origin, Recorder, origin_of_workspace
-from lottery.tracking.serve import connect, first_line
+from lottery.tracking.serve import connect
 from lottery.tracking.store import Store, is_deleted
 from lottery.workplace import root, scratch
 
@@ -175,7 +175,8 @@ class Revision:
                     place.parent.mkdir(exist_ok=True)
                     self._files.get_file(f"{self._prefix}{path}", str(place))
                 for path, total in entry.outs.items() if len(entry.outs) > 1 else ():  # which git has
-                    if digest(folder / path.removeprefix(f"{entry.folder}/")) != total:
+                    place = folder / path.removeprefix(f"{entry.folder}/")
+                    if not place.exists() or digest(place) != total:
                         raise MissingError(f"{path} of this commit is not what its dvc.lock records")
             except MissingError:
                 raise
