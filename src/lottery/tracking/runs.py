@@ -379,12 +379,7 @@ class Recorder:
         return self.store.unfinished()
 
     def _create(
-        self,
-        output: Output,
-        content: Content,
-        start: int,
-        parent: str = "",
-        adopted: Iterable[Run] = (),
+        self, output: Output, content: Content, start: int, parent: str = "", adopted: Iterable[Run] = ()
     ) -> str:
         """A new run for what an output shows; what dead processes left of such a run goes.
 
