@@ -113,11 +113,18 @@ def starter() -> psutil.Process | None:
 
 
 def end_with(process: psutil.Process) -> None:
-    """End this process, as ctrl-C does, when another has ended."""
+    """End this process, as ctrl-C does, when its `starter` has ended.
+
+    Where DVC ended before it was looked for, init or its like stands in its place, which is of another session.
+    """
 
     def watch() -> None:
-        with suppress(psutil.Error):
-            while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+        with suppress(psutil.Error, ProcessLookupError):
+            while (
+                os.getsid(process.pid) == os.getsid(0)
+                and process.is_running()
+                and process.status() != psutil.STATUS_ZOMBIE
+            ):
                 time.sleep(0.5)
         os.kill(os.getpid(), signal.SIGTERM)
 

@@ -214,11 +214,11 @@ class StageRun:
     def _is_first(self, store: "Store") -> bool:
         """Whether the store knows no level, and DVC may skip `evaluate` and `plot`: their results are here.
 
-        `make repro` ends with `lottery sync`, so nothing need be said then.
+        `lottery repro`, which sets LOTTERY_OUTLOOK, ends with a sync, so nothing need be said then.
         """
         from lottery.tracking.store import KEY
 
-        if os.environ.get("LOTTERY_SYNC_FOLLOWS"):
+        if os.environ.get("LOTTERY_OUTLOOK"):
             return False
         with suppress(OSError):
             if re.search(r"^  evaluate:$", (root() / "dvc.lock").read_text(encoding="utf-8"), re.MULTILINE):
