@@ -6,11 +6,9 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-repro:  ## check params.yaml and run the pipeline: what is not up to date, and nothing else
+repro:  ## run the pipeline: what is not up to date, and nothing else
 	@scripts/environment
-	lottery check
-	LOTTERY_SYNC_FOLLOWS=1 dvc repro
-	-lottery sync
+	lottery repro
 
 test: lint  ## linter, type checker and tests
 	pytest -m "not slow" -n 2 --dist worksteal
