@@ -61,7 +61,7 @@ def test_a_checkout_for_other_line_ends_has_the_same_bytes(origin: Path, tmp_pat
     subprocess.run(command, check=True)
     clone = Clone(tmp_path / "clone")
     names = clone.run("git", "ls-files").splitlines()
-    assert len(names) > 100
+    assert names
     assert [name for name in names if (clone.folder / name).read_bytes() != (origin / name).read_bytes()] == []
     (clone.folder / "README.md").touch()
     assert clone.run("git", *IDENTITY, "status", "--porcelain") == ""

@@ -2,6 +2,7 @@
 
 import os
 import pty
+import select
 import shutil
 import signal
 import socket
@@ -44,6 +45,7 @@ def in_terminal(command: list[str], until: str) -> tuple[list[str], list[str], i
         os.execvp(command[0], command)
     before, after = b"", b""
     while until not in before.decode():
+        assert select.select([terminal], [], [], PATIENCE)[0], before
         before += os.read(terminal, 4096)
     os.write(terminal, b"\x03")
     try:
