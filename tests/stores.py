@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import shutil
 import signal
 import socket
@@ -132,9 +133,14 @@ def stage(clone: Clone, module: str, name: str, **variables: str) -> "subprocess
 
 def run_stage(clone: Clone, module: str, name: str, code: int = 0, **variables: str) -> list[str]:
     """Run a stage to this exit code: the lines that it says."""
-    _, errors = (process := stage(clone, module, name, **variables)).communicate(timeout=PATIENCE)
-    assert process.returncode == code, errors
-    return errors.splitlines()
+    return lines_of(stage(clone, module, name, **variables), code)
+
+
+def lines_of(running: "subprocess.Popen[str]", code: int = 0) -> list[str]:
+    """Wait for a stage to end with this exit code: the lines that it says, but for its progress on a slow machine."""
+    printed, errors = running.communicate(timeout=PATIENCE)
+    assert (running.returncode, printed) == (code, ""), errors
+    return [line for line in errors.splitlines() if not re.fullmatch(r"\S+: .* (so far|left)", line)]
 
 
 def refused_sync(clone: Clone, *arguments: str, **variables: str) -> str:
