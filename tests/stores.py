@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import re
 import shutil
 import signal
 import socket
@@ -16,7 +15,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import requests
-from clones import Clone
+from clones import Clone, said
 from mlflow import MlflowClient
 from mlflow.entities import Run, ViewType
 
@@ -137,10 +136,10 @@ def run_stage(clone: Clone, module: str, name: str, code: int = 0, **variables: 
 
 
 def lines_of(running: "subprocess.Popen[str]", code: int = 0) -> list[str]:
-    """Wait for a stage to end with this exit code: the lines that it says, but for its progress on a slow machine."""
-    printed, errors = running.communicate(timeout=PATIENCE)
-    assert (running.returncode, printed) == (code, ""), errors
-    return [line for line in errors.splitlines() if not re.fullmatch(r"\S+: .* (so far|left)", line)]
+    """Wait for a stage to end with this exit code: the lines that it says, its progress left out."""
+    _, errors = running.communicate(timeout=PATIENCE)
+    assert running.returncode == code, errors
+    return said(errors)
 
 
 def refused_sync(clone: Clone, *arguments: str, **variables: str) -> str:

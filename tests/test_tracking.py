@@ -13,7 +13,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from clones import SMALL, Clone
+from clones import SMALL, Clone, said
 from mlflow import MlflowClient
 from PIL import Image
 from stores import KEY, PARENT, PATIENCE, lines_of, networks, refused_sync, run_stage, runs, serving, stage, store
@@ -291,8 +291,9 @@ def test_a_server_gets_all_networks_and_their_artifacts(clone: Clone, server: st
     # the 2 s that a stage gives a request are tested elsewhere: here a slow machine loses nothing either
     uri = server.replace("http://", "http://someone:secret@")  # which MLflow would print for every run
     variables = {"MLFLOW_TRACKING_URI": uri, "MLFLOW_HTTP_REQUEST_TIMEOUT": "60"}
-    told = run_stage(clone, "evaluate", "evaluate", **variables)
-    assert [line for line in told if "are censored" not in line] == []  # which 4 epochs leave some
+    printed, errors = (told := stage(clone, "evaluate", "evaluate", **variables)).communicate(timeout=PATIENCE)
+    assert (told.returncode, printed) == (0, "")
+    assert [line for line in said(errors) if "are censored" not in line] == []  # which 4 epochs leave some
     client = MlflowClient(server)
     after = networks(client)
     assert after.keys() == before.keys()
