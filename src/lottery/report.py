@@ -29,7 +29,7 @@ COMPARISONS = {  # the columns of the table of verdicts: a condition of each com
     **{f"ticket − {control}, points": f"beats {control}" for control in CONTROLS},
 }
 TESTED = ("holds", "does not hold", "undecided", "descriptive")
-REPEATED = ("combined_metrics",)  # a figure whose panels are figures of their own
+REPEATED = ("combined_metrics", "results_table")  # figures that repeat others, or a table of the page
 
 
 @dataclass(frozen=True)
