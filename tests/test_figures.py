@@ -96,7 +96,7 @@ def results(
 
 
 def structure(networks: pd.DataFrame, random: np.random.Generator) -> pd.DataFrame:
-    """reports/structure.csv, of which figures read the overlap: undefined for one seed."""
+    """reports/tables/structure.csv, of which figures read the overlap: undefined for one seed."""
     arms = networks[["level", "arm"]].drop_duplicates()
     rows = arms.merge(pd.DataFrame({"layer": ["0", "1", "all"]}), how="cross")
     several = networks["seed"].nunique() > 1
@@ -107,7 +107,7 @@ def structure(networks: pd.DataFrame, random: np.random.Generator) -> pd.DataFra
 
 
 def weights(networks: pd.DataFrame, random: np.random.Generator) -> pd.DataFrame:
-    """reports/kept_weights.csv, with fewer bins."""
+    """reports/tables/kept_weights.csv, with fewer bins."""
     levels = networks.loc[networks["arm"].isin(["dense", "ticket"]), "level"].drop_duplicates()
     rows = levels.to_frame().merge(pd.DataFrame({"layer": [0, 1]}), how="cross")
     rows = rows.merge(pd.DataFrame({"low": np.arange(-8.0, 8.0), "high": np.arange(-7.0, 9.0)}), how="cross")
@@ -115,7 +115,7 @@ def weights(networks: pd.DataFrame, random: np.random.Generator) -> pd.DataFrame
 
 
 def barriers(networks: pd.DataFrame, arms: Sequence[str], random: np.random.Generator) -> pd.DataFrame:
-    """reports/connectivity.csv where these arms have twins."""
+    """reports/tables/connectivity.csv where these arms have twins."""
     rows = networks.loc[networks["arm"].isin(arms), ["level", "arm", "seed"]]
     return rows.assign(**{images: random.uniform(0, 0.5, len(rows)) for images in BARRIERS})
 
@@ -536,18 +536,18 @@ def test_connections_are_those_of_the_tickets_mask(arms: tuple[str, ...], worksp
 
 
 def test_level_names_that_look_like_numbers_or_nothing_stay_names(workspace: Path) -> None:
-    Path("reports").mkdir()
+    Path("reports/tables").mkdir(parents=True)
     levels = results({"007": ("dense", 0.4), "1e5": ("007", 0.5), "nan": ("1e5", 0.6), "null": ("nan", 0.7)}).levels
-    levels.to_csv("reports/levels.csv", index=False)
+    levels.to_csv("reports/tables/levels.csv", index=False)
     pd.testing.assert_frame_equal(
         plot.load_report("levels.csv").fillna({"parent": ""}), levels, check_dtype=False, check_exact=True
     )
 
 
 def test_a_report_that_is_missing_is_named_with_the_remedy(workspace: Path) -> None:
-    with pytest.raises(LotteryError, match=r"^reports/levels\.csv: missing.*dvc repro evaluate"):
+    with pytest.raises(LotteryError, match=r"^reports/tables/levels\.csv: missing.*dvc repro evaluate"):
         plot.load_results()
-    Path("reports").mkdir()
-    Path("reports/claims.json").write_text('[{"name": "faster')
-    with pytest.raises(LotteryError, match=r"^reports/claims\.json: .*truncated.*dvc repro evaluate"):
+    Path("reports/tables").mkdir(parents=True)
+    Path("reports/tables/claims.json").write_text('[{"name": "faster')
+    with pytest.raises(LotteryError, match=r"^reports/tables/claims\.json: .*truncated.*dvc repro evaluate"):
         plot.load_claims()

@@ -6,6 +6,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -190,25 +192,36 @@ def _long(clone: Clone) -> None:
     clone.change(train=SMALL["train"] | {"epochs": 4000})
 
 
-def _begin(clone: Clone, *command: str) -> "subprocess.Popen[str]":
-    """Start DVC, and wait until its stage trains: the stage's lock is held, and a worker has been forked."""
+def _begin(clone: Clone, *command: str) -> tuple["subprocess.Popen[str]", psutil.Process]:
+    """Start DVC, and wait until the process of its stage `train` holds the stage's lock: it has read its inputs."""
+    holder = clone.folder / ".lottery/locks/train.pid"
+    holder.unlink(missing_ok=True)
     process = subprocess.Popen(
         command, cwd=clone.folder, env=clone.environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     deadline = time.monotonic() + PATIENCE
-    while not _workers(process):
+    while not (holder.exists() and holder.read_text()):
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
+        time.sleep(0.01)
+    return process, psutil.Process(int(holder.read_text()))
+
+
+@contextmanager
+def _paused(process: psutil.Process) -> Iterator[None]:
+    """Have a process stand still, so that it is not over, however fast the machine is."""
+    process.suspend()
+    yield
+    process.resume()
+
+
+def _workers(stage: psutil.Process) -> list[psutil.Process]:
+    """The processes that train, once a stage has forked them."""
+    deadline = time.monotonic() + PATIENCE
+    while not (found := [each for each in stage.children() if "lottery.stages.train" in _line(each)]):
+        assert time.monotonic() < deadline
         time.sleep(0.1)
-    return process
-
-
-def _workers(dvc: "subprocess.Popen[str]") -> list[psutil.Process]:
-    """The stage that a DVC runs, and its workers after it; nothing before they are there."""
-    stages = [
-        each for each in psutil.Process(dvc.pid).children(recursive=True) if "lottery.stages.train" in _line(each)
-    ]
-    return stages if len(stages) > 1 else []
+    return found
 
 
 def _line(process: psutil.Process) -> str:
@@ -222,12 +235,13 @@ def _line(process: psutil.Process) -> str:
 def test_what_changes_while_a_stage_runs_is_not_recorded_for_it(clone: Clone, what: str) -> None:
     clone.change(train=SMALL["train"] | {"epochs": 40})
     lock = (clone.folder / "dvc.lock").read_bytes()
-    process = _begin(clone, "dvc", "repro", "train")
-    if what == "params.yaml":
-        clone.change(train=SMALL["train"] | {"epochs": 40, "learning_rate": 0.03})
-    else:
-        with (clone.folder / what).open("a") as source:
-            source.write("\n# changed\n")
+    process, train = _begin(clone, "dvc", "repro", "train")
+    with _paused(train):
+        if what == "params.yaml":
+            clone.change(train=SMALL["train"] | {"epochs": 40, "learning_rate": 0.03})
+        else:
+            with (clone.folder / what).open("a") as source:
+                source.write("\n# changed\n")
     output = "".join(process.communicate(timeout=PATIENCE))
     assert process.returncode != 0
     assert f"{what}: " in output
@@ -239,10 +253,11 @@ def test_what_changes_while_a_stage_runs_is_not_recorded_for_it(clone: Clone, wh
 
 def test_what_a_stage_does_not_depend_on_may_change_while_it_runs(clone: Clone) -> None:
     clone.change(train=SMALL["train"] | {"epochs": 40})
-    process = _begin(clone, "dvc", "repro", "train")
-    clone.change(run={"threads": 1}, verdict={"margin": 0.3, "speed_margin": 1.25})
-    with (clone.folder / "src/lottery/figures.py").open("a") as source:
-        source.write("\n# changed\n")
+    process, train = _begin(clone, "dvc", "repro", "train")
+    with _paused(train):
+        clone.change(run={"threads": 1}, verdict={"margin": 0.3, "speed_margin": 1.25})
+        with (clone.folder / "src/lottery/figures.py").open("a") as source:
+            source.write("\n# changed\n")
     output = "".join(process.communicate(timeout=PATIENCE))
     assert process.returncode == 0, output
 
@@ -252,14 +267,31 @@ def test_a_stage_and_its_workers_end_when_dvc_is_killed_and_the_next_one_is_alon
     clone: Clone, how: signal.Signals
 ) -> None:
     _long(clone)
-    process = _begin(clone, "dvc", "repro", "train")
-    orphans = _workers(process)
+    process, train = _begin(clone, "dvc", "repro", "train")
+    orphans = [train, *_workers(train)]
     process.send_signal(how)
     process.wait(PATIENCE)
     clone.change(train=SMALL["train"] | {"epochs": 5})
     assert clone.repro("train") == ["train"]
     assert [each for each in orphans if _line(each)] == []  # one that has ended and is not waited for has none
     assert load_history(clone.folder / "models/dense")["iteration"].max() == 5 * (1295 // 60)
+
+
+def test_a_stage_whose_dvc_ended_before_it_began_ends_at_once(clone: Clone, tmp_path: Path) -> None:
+    _long(clone)
+    before = clone.files("models")
+    command = f"(sleep 0.5; exec python -m lottery.stages.train) 2>{tmp_path}/err & echo $!"
+    environment = clone.environment | {"DVC_STAGE": "train", "PYTHONPATH": "src"}
+    shell = ["sh", "-c", command]
+    # a session of its own, which its first process leaves before the stage begins
+    done = subprocess.run(
+        shell, cwd=clone.folder, env=environment, stdout=subprocess.PIPE, text=True, check=True, start_new_session=True
+    )
+    stage = psutil.Process(int(done.stdout))
+    psutil.wait_procs([stage], timeout=PATIENCE)
+    assert not _line(stage)
+    assert "interrupted" in (tmp_path / "err").read_text()
+    assert clone.files("models") == before
 
 
 def test_a_value_that_no_schema_takes_is_an_input_too(workspace: Path) -> None:
@@ -276,11 +308,11 @@ def test_a_value_that_no_schema_takes_is_an_input_too(workspace: Path) -> None:
 @pytest.mark.slow
 def test_a_stage_that_runs_already_in_this_folder_is_not_started_again(clone: Clone) -> None:
     _long(clone)
-    process = _begin(clone, "dvc", "repro", "train")
+    process, train = _begin(clone, "dvc", "repro", "train")
     second = stage(clone, "train", "train")
     output = "".join(second.communicate(timeout=PATIENCE))
     assert second.returncode == 2
-    assert f"process {_workers(process)[0].pid} runs it in this folder already" in output
+    assert f"process {train.pid} runs it in this folder already" in output
     process.send_signal(signal.SIGKILL)
     process.wait(PATIENCE)
 

@@ -163,3 +163,22 @@ def test_a_damaged_input_stops_a_stage_with_one_line(clone: Clone, file: str, st
     assert file in done.stderr
     assert len(done.stderr.splitlines()) == 1
     assert clone.files("models/p75") | clone.files("reports") == before
+
+
+def test_an_ascii_locale_takes_umlauts(clone: Clone) -> None:
+    with (clone.folder / "params.yaml").open("a", encoding="utf-8") as file:
+        file.write("# für später\n")
+    clone.run("git", "checkout", "-qb", "größer")
+    clone.commit("Für später")
+    before = clone.files("reports")
+    for command in (
+        "dvc repro -fs prune@p50 evaluate plot",
+        "lottery sync --rev größer",
+        "lottery check",
+        "lottery preset quick",
+    ):
+        # as Latin-1 does, ASCII has no UTF-8; unlike it, every machine has it
+        output = clone.run("env", "LC_ALL=C", "PYTHONUTF8=0", "PYTHONCOERCECLOCALE=0", *command.split())
+        assert "Traceback" not in output
+        assert "untracked" not in output
+    assert clone.files("reports") == before

@@ -39,7 +39,7 @@ def findings(levels: dict[str, dict[str, tuple[float, float]]], **more: object) 
         structure=pd.DataFrame(),
         warnings=[],
         settings={},
-        hashes={},
+        tables="",
     )
 
 
@@ -68,7 +68,7 @@ def test_a_verdict_that_stands_after_holm_comes_before_a_sparser_one_that_does_n
 
 def test_a_verdict_stands_in_the_files_as_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     both = findings({"p50": GOOD, "p75": WORSE})
-    monkeypatch.setattr(plot, "REPORTS", tmp_path)
+    monkeypatch.setattr(plot, "TABLES", tmp_path)
     both.verdicts.to_csv(tmp_path / "verdicts.csv", index=False)
     both.conditions.to_csv(tmp_path / "conditions.csv", index=False)
     read = dataclasses.replace(
@@ -134,13 +134,11 @@ def test_the_report_of_a_pipeline_is_one_file(finished: Clone) -> None:
     assert "learning_rate: 0.01" in page
 
 
-def test_the_report_has_the_hashes_of_dvc_lock_and_the_command_that_finds_the_commit(clone: Clone) -> None:
+def test_the_report_has_the_tables_sum_in_dvc_lock_and_the_command_that_finds_the_commit(clone: Clone) -> None:
     page = (clone.folder / "reports/report.html").read_text()
     plot = yaml.safe_load((clone.folder / "dvc.lock").read_text())["stages"]["plot"]
     locked = {dep["path"]: dep["md5"] for dep in plot["deps"]}
-    named = dict(re.findall(r"<dt>(.*)</dt><dd>(.*)</dd>", page))
-    assert len(named) == 6
-    assert named == {path: locked[path] for path in named}
+    assert re.findall(r"<code>([0-9a-f]{32}\.dir)</code>", page) == [locked["reports/tables"]]
     (command,) = re.findall(r"<pre>(git log .*)</pre>", page)
     assert clone.run(*command.split()) == ""
     clone.commit("Results")
@@ -193,9 +191,9 @@ def test_every_figure_of_the_committed_report_has_words_for_who_cannot_see_it() 
 def test_the_readme_shows_the_committed_results() -> None:
     lines = (ROOT / "README.md").read_text().splitlines()
     shown = {line.split("|")[1].strip(): line for line in lines if line.startswith("| ")}
-    for row in pd.read_csv(ROOT / "reports/levels.csv").to_dict("records"):
+    for row in pd.read_csv(ROOT / "reports/tables/levels.csv").to_dict("records"):
         assert percent(row["test_accuracy_mean"], row["test_accuracy_std"]) in shown[row["level"]]
-    for row in pd.read_csv(ROOT / "reports/verdicts.csv").to_dict("records"):
+    for row in pd.read_csv(ROOT / "reports/tables/verdicts.csv").to_dict("records"):
         assert shown[row["level"]].rpartition("| ")[2].startswith(row["verdict"])
         assert ("not after Holm" in shown[row["level"]]) == (row["survives_holm"] == "no")
 

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from lottery.claims import CLAIMS, Finding
-from lottery.reports import compared, experiment_results, judged_claims, warnings
+from lottery.reports import compared, judged_claims, warnings
 from lottery.statistics import interval
 
 # of a network with 12 + 8 weights; rows in the order of a tree that goes p80 first
@@ -30,47 +30,12 @@ def test_what_people_compare_is_in_percent_and_percentage_points_from_dense() ->
     assert list(compared(LEVELS)) == ["dense", "p80", "p50"]
 
 
-def test_experiment_results_are_the_tickets_by_rising_sparsity_with_a_first_entry_at_0_percent() -> None:
-    results = experiment_results(LEVELS)
-    assert list(results) == ["baseline_accuracy", "pruning_results"]
-    assert results["baseline_accuracy"] == pytest.approx(90.0)
-    expected = [(0.0, 0.0, 90.0, 0.0, 20), (50.0, 50.0, 91.0, 1.0, 10), (80.0, 75.0, 87.5, -2.5, 5)]
-    assert [tuple(entry.values()) for entry in results["pruning_results"]] == [
-        pytest.approx((*numbers, 20)) for numbers in expected
-    ]
-    assert [list(entry) for entry in results["pruning_results"]] == [
-        [
-            "pruning_percentage",
-            "actual_pruning_percentage",
-            "accuracy",
-            "accuracy_difference",
-            "remaining_parameters",
-            "total_parameters",
-        ]
-    ] * 3
-
-
-def test_0_percent_is_exactly_0_percent_because_biases_are_not_counted() -> None:
-    first = experiment_results(LEVELS)["pruning_results"][0]
-    assert first["pruning_percentage"] == 0
-    assert first["actual_pruning_percentage"] == 0
-    assert first["accuracy_difference"] == 0
-    assert first["remaining_parameters"] == first["total_parameters"] == 20
-
-
-def test_a_percentage_is_written_as_it_was_set() -> None:
-    levels = LEVELS.assign(sparsity=[0.0, 0.57, 0.57, 0.29, 0.29])  # 100 * 0.57 is 56.99999999999999
-    assert [entry["pruning_percentage"] for entry in experiment_results(levels)["pruning_results"]] == [0.0, 29.0, 57.0]
-
-
 def test_the_reports_are_plain_json() -> None:
-    for report in (compared(LEVELS), experiment_results(LEVELS)):
-        assert json.loads(json.dumps(report, allow_nan=False)) == report
+    assert json.loads(json.dumps(compared(LEVELS), allow_nan=False)) == compared(LEVELS)
 
 
 def test_a_pipeline_without_levels_reports_the_dense_networks() -> None:
     assert compared(LEVELS[:1]) == {"dense": 90.0}
-    assert len(experiment_results(LEVELS[:1])["pruning_results"]) == 1
 
 
 def test_where_more_than_half_of_an_arm_is_censored_the_remedy_is_named() -> None:

@@ -25,7 +25,7 @@ def search(name: str, **replacements: str) -> pd.DataFrame | pd.Series:
 
 @pytest.fixture
 def networks(clone: Clone, monkeypatch: pytest.MonkeyPatch) -> pd.DataFrame:
-    """reports/networks.csv of a pipeline; the store knows one more network, of another pipeline and better than all."""
+    """The networks of a pipeline; the store knows three more, of another pipeline and better than all."""
     monkeypatch.chdir(clone.folder)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     client = MlflowClient()
@@ -36,7 +36,7 @@ def networks(clone: Clone, monkeypatch: pytest.MonkeyPatch) -> pd.DataFrame:
             client.log_param(stranger.info.run_id, key, value)
         client.log_metric(stranger.info.run_id, "sparsity", 0.5)
         client.log_metric(stranger.info.run_id, "test_accuracy", 1.0)
-    return pd.read_csv(clone.folder / "reports/networks.csv")
+    return pd.read_csv(clone.folder / "reports/tables/networks.csv")
 
 
 def pipeline() -> str:

@@ -25,7 +25,7 @@ DENSE = ["dense", "dense dense 0", "dense dense 1"]  # the runs of the stage `tr
 
 
 def table(clone: Clone, name: str) -> pd.DataFrame:
-    return pd.read_csv(clone.folder / "reports" / name)
+    return pd.read_csv(clone.folder / "reports/tables" / name)
 
 
 def test_a_run_per_stage_with_its_networks_below(finished: Clone) -> None:
@@ -116,11 +116,10 @@ def test_the_evaluate_run_draws_accuracy_against_pruning(finished: Clone) -> Non
         for key in (("dense", "dense"), ("p50", "ticket"), ("p75", "ticket"))
     ]
     assert len(client.get_metric_history(run.info.run_id, "test_accuracy.random.p80-at-once")) == 2
-    assert {file.path for file in client.list_artifacts(run.info.run_id, "reports")} >= {
-        "reports/levels.csv",
-        "reports/metrics.json",
-        "reports/structure.csv",
-    }
+    folders = ("reports", "reports/tables")
+    shown = {file.path for folder in folders for file in client.list_artifacts(run.info.run_id, folder)}
+    tables = {f"reports/tables/{file.name}" for file in (finished.folder / "reports/tables").iterdir()}
+    assert shown == {"reports/metrics.json", "reports/tables"} | tables
 
 
 def test_the_plot_run_carries_the_figures(finished: Clone) -> None:

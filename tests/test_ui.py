@@ -140,12 +140,12 @@ def test_levels_are_parents_in_the_pipelines_order_with_their_networks_below(pag
     unfold(page, "p75")
     networks = [f"p75 {arm} {seed}" for arm in ARMS for seed in (0, 1)]
     eventually(page, lambda: names(page), STAGES[:4] + networks + STAGES[4:])
-    measured = pd.read_csv(pipelines.folder / "reports/networks.csv").query("level == 'p75'")["test_accuracy"]
+    measured = pd.read_csv(pipelines.folder / "reports/tables/networks.csv").query("level == 'p75'")["test_accuracy"]
     eventually(page, lambda: numbers(page, "metrics.`test_accuracy`")[4:10], pytest.approx(list(measured)))
 
 
 def test_a_levels_row_has_its_arms_mean_test_accuracies(page: Page, pipelines: Clone) -> None:
-    measured = pd.read_csv(pipelines.folder / "reports/levels.csv").query("level == 'p75'").set_index("arm")
+    measured = pd.read_csv(pipelines.folder / "reports/tables/levels.csv").query("level == 'p75'").set_index("arm")
     place = STAGES.index("p75")
     for arm in ARMS:
         mean = pytest.approx(measured.loc[arm, "test_accuracy_mean"])

@@ -57,7 +57,7 @@ def test_twins_have_barriers_in_the_reports(varied: Clone) -> None:
     twins = load_twins(varied.folder / "models/p50")
     assert twins is not None
     assert twins[0] == ("ticket", "reinit")
-    barriers = pd.read_csv(varied.folder / "reports/connectivity.csv")
+    barriers = pd.read_csv(varied.folder / "reports/tables/connectivity.csv")
     assert barriers.groupby(["level", "arm"]).size().to_dict() == {
         ("dense", "dense"): 3,
         ("p50", "reinit"): 3,
@@ -96,7 +96,7 @@ def test_criteria_before_training_cost_one_training(varied: Clone) -> None:
         },
     )
     assert varied.repro() == ["train", "prune@snip", "prune@synflow", "evaluate", "plot"]
-    levels = pd.read_csv(varied.folder / "reports/levels.csv")
+    levels = pd.read_csv(varied.folder / "reports/tables/levels.csv")
     assert set(levels["trainings"]) == {1}
     weights = 64 * 32 + 32 * 16 + 16 * 10
     kept = levels[levels["arm"] == "ticket"].set_index("level")["weights_kept"]

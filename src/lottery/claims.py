@@ -76,7 +76,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Rounds:
-    """A pipeline's networks, a row a network as reports/networks.csv has, by rounds of 20 % and one-shot sparsities."""
+    """A pipeline's networks, the rows of reports/tables/networks.csv, by rounds of 20 % and one-shot sparsities."""
 
     networks: pd.DataFrame
     iterations: int  # that each was trained for

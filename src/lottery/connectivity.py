@@ -18,7 +18,7 @@ from lottery.network import Parameters, accuracy
 POINTS = 31  # evenly spaced on the line, both ends among them
 STABLE = 0.02  # barriers below are within the noise (section 2)
 BARRIERS = ("barrier_test", "barrier_train")  # fractions, by the images they are measured on
-COLUMNS = ("level", "arm", "seed", *BARRIERS)  # of reports/connectivity.csv
+COLUMNS = ("level", "arm", "seed", *BARRIERS)  # of reports/tables/connectivity.csv
 
 
 def errors_between(first: Parameters, second: Parameters, examples: Examples, threads: int) -> Tensor:
@@ -46,7 +46,7 @@ Measured = tuple[Examples, int]  # with how many threads, as `barrier` takes the
 def table(
     arms: Sequence[str], seeds: Sequence[int], first: Parameters, second: Parameters, test: Measured, train: Measured
 ) -> pd.DataFrame:
-    """A level's rows of reports/connectivity.csv, one a network with a twin: all seeds of the first arm, then on."""
+    """A level's rows of reports/tables/connectivity.csv, one per network with a twin: the first arm's seeds first."""
     return pd.DataFrame(
         {
             "arm": [arm for arm in arms for _ in seeds],
@@ -60,7 +60,7 @@ def table(
 def summarize(levels: pd.DataFrame, barriers: pd.DataFrame) -> pd.DataFrame:
     """The table of levels with each arm's mean barriers and how many of its networks are stable on the test images.
 
-    ``barriers`` has a row a network as reports/connectivity.csv has; an arm without twins has none of the three.
+    ``barriers`` has a row a network as reports/tables/connectivity.csv has; an arm without twins has none of the three.
     """
     groups = barriers.assign(stable=barriers["barrier_test"] < STABLE).groupby(["level", "arm"])
     summary = groups[list(BARRIERS)].mean().add_suffix("_mean")

@@ -86,13 +86,13 @@ Found = Mapping[tuple[str, str], Interval]  # a measure over seeds, by level and
 class Results:
     """What figures show of a pipeline. Levels come in the reports' order: dense first, parents before children."""
 
-    levels: pd.DataFrame  # reports/levels.csv, a row a level and arm
-    networks: pd.DataFrame  # reports/networks.csv, a row a network
+    levels: pd.DataFrame  # reports/tables/levels.csv, a row a level and arm
+    networks: pd.DataFrame  # reports/tables/networks.csv, a row a network
     history: pd.DataFrame  # the levels' histories, with a column `level`
     connections: Mapping[str, NDArray[np.float64]]  # level: first-layer connections that each input keeps, [in]
-    structure: pd.DataFrame  # reports/structure.csv, a row a level, arm and layer
-    kept_weights: pd.DataFrame  # reports/kept_weights.csv, a row a level, layer and bin
-    connectivity: pd.DataFrame  # reports/connectivity.csv, a row a network with a twin
+    structure: pd.DataFrame  # reports/tables/structure.csv, a row a level, arm and layer
+    kept_weights: pd.DataFrame  # reports/tables/kept_weights.csv, a row a level, layer and bin
+    connectivity: pd.DataFrame  # reports/tables/connectivity.csv, a row a network with a twin
 
     @cached_property
     def looks(self) -> dict[str, Look]:

@@ -177,7 +177,7 @@ def mask_overlap(results: Results) -> Figure:
 
 
 def _draw_overlap(axes: Axes, results: Results, layer: pd.DataFrame) -> None:
-    """A layer's rows of reports/structure.csv, a row a level, against density."""
+    """A layer's rows of reports/tables/structure.csv, a row a level, against density."""
     percent, ticket = pd.Series(results.percent), LOOKS["ticket"]
     for line, style in zip(results.lines, cycle(PATHS.values()), strict=False):
         path = [level for level in line if level in layer.index]
@@ -219,7 +219,7 @@ def kept_weights(results: Results) -> Figure:
 
 
 def _draw_distribution(axes: Axes, bins: pd.DataFrame) -> None:
-    """A level's rows of reports/kept_weights.csv for one layer."""
+    """A level's rows of reports/tables/kept_weights.csv for one layer."""
     edges = [*bins["low"], bins["high"].iloc[-1]]
     axes.stairs(bins["start"], edges, fill=True, color=GREY, alpha=0.35)
     axes.stairs(bins["end"], edges, color=LOOKS["ticket"].color, linewidth=1.4)

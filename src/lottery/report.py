@@ -36,15 +36,15 @@ REPEATED = ("combined_metrics", "results_table")  # figures that repeat others, 
 class Findings:
     """What the report speaks of: the reports of `evaluate`, and what they come from."""
 
-    levels: pd.DataFrame  # reports/levels.csv, a row a level and arm
-    networks: pd.DataFrame  # reports/networks.csv
-    verdicts: pd.DataFrame  # reports/verdicts.csv
-    conditions: pd.DataFrame  # reports/conditions.csv
-    claims: Sequence[Mapping[str, Any]]  # reports/claims.json
-    structure: pd.DataFrame  # reports/structure.csv
+    levels: pd.DataFrame  # reports/tables/levels.csv, a row a level and arm
+    networks: pd.DataFrame  # reports/tables/networks.csv
+    verdicts: pd.DataFrame  # reports/tables/verdicts.csv
+    conditions: pd.DataFrame  # reports/tables/conditions.csv
+    claims: Sequence[Mapping[str, Any]]  # reports/tables/claims.json
+    structure: pd.DataFrame  # reports/tables/structure.csv
     warnings: Sequence[str]
     settings: Mapping[str, Any]  # params.yaml's sections that decide results
-    hashes: Mapping[str, str]  # MD5s of the reports, as dvc.lock has them
+    tables: str  # the MD5 sum of reports/tables, as dvc.lock has it
 
     @cached_property
     def judged(self) -> list[dict[str, Any]]:
@@ -96,7 +96,7 @@ class Comparison(NamedTuple):
 
     @classmethod
     def of(cls, condition: Mapping[str, Any]) -> "Comparison":
-        """A row of reports/conditions.csv."""
+        """A row of reports/tables/conditions.csv."""
         is_ratio = condition["unit"] == "ratio"
         lost = (0.0, math.inf) if is_ratio else (-math.inf, math.inf)
         limits = (condition["low"], condition["high"])

@@ -1,6 +1,7 @@
 """What the reports say, from the table of networks and the table of levels."""
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -32,7 +33,7 @@ def compared(levels: pd.DataFrame, judged: Sequence[Judged] = ()) -> dict[str, A
 
 
 def judged_claims(findings: Sequence[tuple[Claim, Finding]]) -> list[dict[str, Any]]:
-    """The paper's claims and what the networks say of them: the entries of reports/claims.json.
+    """The paper's claims and what the networks say of them: the entries of reports/tables/claims.json.
 
     A limit that censoring took away is null.
     """
@@ -66,28 +67,10 @@ def warnings(levels: pd.DataFrame) -> Iterator[str]:
         )
 
 
-def experiment_results(levels: pd.DataFrame) -> dict[str, Any]:
-    """The ticket arm's means in the format of an earlier public implementation, by rising sparsity.
-
-    Percentages and counts of weights; biases, which are never pruned, are not counted.
-    """
-    baseline = _dense(levels)
-    total = int(levels.loc[levels["level"] == "dense", "weights_kept"].iloc[0])
-    rows = levels[levels["arm"].isin(["dense", "ticket"])].sort_values("sparsity", kind="stable")
-    return {
-        "baseline_accuracy": 100 * baseline,
-        "pruning_results": [
-            {
-                "pruning_percentage": round(100 * row["sparsity"], 6),
-                "actual_pruning_percentage": 100 * (1 - row["density"]),
-                "accuracy": 100 * row["test_accuracy_mean"],
-                "accuracy_difference": 100 * (row["test_accuracy_mean"] - baseline),
-                "remaining_parameters": round(row["weights_kept"]),
-                "total_parameters": total,
-            }
-            for _, row in rows.iterrows()
-        ],
-    }
+def load_table(path: Path) -> pd.DataFrame:
+    """One of `evaluate`'s tables; a level may be called `90`, `1e5` or `nan`, which remain names."""
+    names = dict.fromkeys(("level", "parent", "arm"), str)
+    return pd.read_csv(path, dtype=names, keep_default_na=False, na_values=[""])
 
 
 def _dense(levels: pd.DataFrame) -> float:

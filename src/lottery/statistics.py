@@ -66,7 +66,7 @@ def reached(history: pd.DataFrame, losses: Mapping[int, float]) -> list[float]:
 def summarize(networks: pd.DataFrame) -> pd.DataFrame:
     """Per level and arm: means and sample standard deviations over n seeds, in the order of appearance.
 
-    ``networks`` has a row a network as reports/networks.csv has. One seed has no deviation: it is left empty.
+    ``networks`` has a row a network as reports/tables/networks.csv has. One seed has no deviation: it is left empty.
     ``compression`` is weights / weights kept, which in a multilayer perceptron is the theoretical speed-up too,
     multiply-adds / multiply-adds kept (Blalock et al. 2020, section 6). ``dense_loss_iteration_mean`` is over the
     ``dense_loss_reached`` networks that reach dense's lowest validation loss.

@@ -20,7 +20,7 @@ from torch import Tensor
 from lottery.network import Masks
 from lottery.pruning import weights_kept
 
-COLUMNS = (  # of reports/structure.csv
+COLUMNS = (  # of reports/tables/structure.csv
     "level",
     "arm",
     "layer",
@@ -31,7 +31,7 @@ COLUMNS = (  # of reports/structure.csv
     "chance",
     "chance_by_input",
 )
-WEIGHTS_COLUMNS = ("level", "layer", "low", "high", "start", "end")  # of reports/kept_weights.csv
+WEIGHTS_COLUMNS = ("level", "layer", "low", "high", "start", "end")  # of reports/tables/kept_weights.csv
 BINS, REACH = 96, 16.0  # of the distribution of weights: how many bins, and standard deviations at its ends
 
 # --- connected units -------------------------------------------------------------------------------------------------
@@ -66,7 +66,7 @@ def effective_density(masks: Masks) -> Tensor:
 
 
 def of_networks(masks: Masks) -> dict[str, Tensor]:
-    """The measures of each network alone, [R], by their names in reports/networks.csv and MLflow."""
+    """The measures of each network alone, [R], by their names in reports/tables/networks.csv and MLflow."""
     inputs, *hidden, _ = (units.sum(dim=1) for units in connected(masks))
     counts = {f"connected_hidden{layer}": units for layer, units in enumerate(hidden, start=1)}
     return {"effective_density": effective_density(masks), "connected_inputs": inputs, **counts}
@@ -120,7 +120,7 @@ def over_pairs(measure: Callable[[Any, Any], float], networks: Sequence[Any]) ->
 
 
 def describe(arms: Mapping[str, Masks]) -> pd.DataFrame:
-    """What a level's masks say of each arm, whose networks are the seeds: reports/structure.csv, which names the level.
+    """A level's rows of reports/tables/structure.csv, without its name: each arm's networks are the seeds.
 
     A row an arm and layer, and one for all layers, whose connected units are the inputs and the outputs and whose
     chance is given the layers' counts.
@@ -181,7 +181,7 @@ def histogram(weights: Tensor, mask: Tensor, limits: NDArray[np.float64]) -> NDA
 def kept_weights(
     masks: Masks, start: Sequence[Tensor], end: Sequence[Tensor], limits: Sequence[NDArray[np.float64]]
 ) -> pd.DataFrame:
-    """The distribution of the weights that an arm keeps, before and after training: reports/kept_weights.csv.
+    """The distribution of the weights that an arm keeps, before and after training: reports/tables/kept_weights.csv.
 
     A row a layer and bin: its limits ``low`` and ``high``, and the numbers of weights in it, over all networks.
     """

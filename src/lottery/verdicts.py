@@ -96,7 +96,7 @@ class Judged:
 def judge(networks: pd.DataFrame, margin: float, speed_margin: float) -> list[Judged]:
     """Every level's verdict, in the order of the rows.
 
-    ``networks`` has a row a network as reports/networks.csv has; ``margin`` in points, ``speed_margin`` a ratio.
+    ``networks`` has a row a network as reports/tables/networks.csv has; ``margin`` in points, ``speed_margin`` a ratio.
     """
     found = {level: dict(_conditions(networks, level, margin, speed_margin)) for level in _levels(networks)}
     adjusted: dict[str, dict[str, float]] = {level: {} for level in found}

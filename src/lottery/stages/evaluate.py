@@ -23,8 +23,9 @@ from lottery.pruning import density, weights_kept
 from lottery.stages import run, threads
 from lottery.stages.levels import check_level
 from lottery.statistics import early_stopping, reached, summarize
+from lottery.workplace import replacing
 
-MODELS, REPORTS = Path("models"), Path("reports")
+MODELS, METRICS, TABLES = Path("models"), Path("reports/metrics.json"), Path("reports/tables")
 
 
 def main() -> None:
@@ -40,20 +41,24 @@ def main() -> None:
         levels = summarize(networks).assign(trainings=lambda table: table["level"].map(lambda name: trainings(p, name)))
         barriers = of_every_level(p, lambda folder: measure_barriers(folder, on_test, on_train), connectivity.COLUMNS)
         judged = verdicts.judge(networks, p.verdict.margin, p.verdict.speed_margin)
-        REPORTS.mkdir(exist_ok=True)
-        _write_table("networks.csv", networks)
-        _write_table("levels.csv", connectivity.summarize(levels, barriers))
-        _write_table("connectivity.csv", barriers)
-        _write_table("structure.csv", of_every_level(p, describe_masks, structure.COLUMNS))
-        _write_table("kept_weights.csv", of_every_level(p, distribute_weights, structure.WEIGHTS_COLUMNS))
-        _write_table("verdicts.csv", verdicts.table(judged))
-        _write_table("conditions.csv", verdicts.conditions_table(judged))
-        _write("metrics.json", reports.compared(levels, judged))
-        _write("claims.json", reports.judged_claims(judge_claims(p, networks)))
-        _write("experiment_results.json", reports.experiment_results(levels))
+        tables = {
+            "networks": networks,
+            "levels": connectivity.summarize(levels, barriers),
+            "connectivity": barriers,
+            "structure": of_every_level(p, describe_masks, structure.COLUMNS),
+            "kept_weights": of_every_level(p, distribute_weights, structure.WEIGHTS_COLUMNS),
+            "verdicts": verdicts.table(judged),
+            "conditions": verdicts.conditions_table(judged),
+        }
+        with replacing(TABLES) as folder:
+            folder.mkdir()
+            for name, table in tables.items():
+                table.to_csv(folder / f"{name}.csv", index=False, lineterminator="\n")
+            _write(folder / "claims.json", reports.judged_claims(judge_claims(p, networks)))
+        _write(METRICS, reports.compared(levels, judged))
         for warning in reports.warnings(levels):
             print(f"warning: {warning}", file=sys.stderr)
-        tracked.log_evaluation(MODELS, REPORTS)
+        tracked.log_evaluation(MODELS, [METRICS, TABLES])
 
 
 def remove_old_levels(p: Params) -> None:
@@ -176,12 +181,8 @@ def _rows(masks: Masks, rows: slice) -> Masks:
     return tuple(mask[rows] for mask in masks)
 
 
-def _write_table(name: str, table: pd.DataFrame) -> None:
-    table.to_csv(REPORTS / name, index=False, lineterminator="\n")
-
-
-def _write(name: str, content: dict[str, Any] | list[dict[str, Any]]) -> None:
-    (REPORTS / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+def _write(path: Path, content: dict[str, Any] | list[dict[str, Any]]) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

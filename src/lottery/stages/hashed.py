@@ -5,7 +5,6 @@ stage has ended, so that a change while it runs would be recorded for results th
 was killed would go on beside the next one. Each of these ends a stage with one line instead.
 """
 
-import hashlib
 import os
 import signal
 import threading
@@ -21,6 +20,7 @@ from filelock import FileLock, Timeout
 
 import lottery
 from lottery import LotteryError, params
+from lottery.digests import digest
 
 PARAMS = "params.yaml: "  # before a key, in the name of an input
 SHELLS = ("sh", "bash", "dash", "zsh", "ksh", "fish", "csh", "tcsh")  # one may stand between DVC and a stage
@@ -65,7 +65,7 @@ def _values(names: Iterable[str]) -> dict[str, object]:
 
 
 def _digest(path: Path) -> str | None:
-    return hashlib.md5(path.read_bytes()).hexdigest() if path.is_file() else None
+    return digest(path) if path.is_file() else None
 
 
 def _value(content: Any, key: str) -> object:
@@ -113,11 +113,18 @@ def starter() -> psutil.Process | None:
 
 
 def end_with(process: psutil.Process) -> None:
-    """End this process, as ctrl-C does, when another has ended."""
+    """End this process, as ctrl-C does, when its `starter` has ended.
+
+    Where DVC ended before it was looked for, init or its like stands in its place, which is of another session.
+    """
 
     def watch() -> None:
-        with suppress(psutil.Error):
-            while process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+        with suppress(psutil.Error, ProcessLookupError):
+            while (
+                os.getsid(process.pid) == os.getsid(0)
+                and process.is_running()
+                and process.status() != psutil.STATUS_ZOMBIE
+            ):
                 time.sleep(0.5)
         os.kill(os.getpid(), signal.SIGTERM)
 

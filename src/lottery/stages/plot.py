@@ -1,6 +1,5 @@
 """Draw the figures, and write the report."""
 
-import hashlib
 import json
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -12,14 +11,16 @@ from numpy.typing import NDArray
 
 from lottery import LotteryError, figures, params, report, reports, tracking
 from lottery.artifacts import load_contents, load_history, load_masks
+from lottery.digests import digest
 from lottery.drawing import Results
 from lottery.params import Params
 from lottery.report import Findings
+from lottery.reports import load_table
 from lottery.stages import run, threads
 from lottery.workplace import replacing
 
-MODELS, REPORTS = Path("models"), Path("reports")
-SHOWN = ("networks.csv", "levels.csv", "verdicts.csv", "conditions.csv", "structure.csv", "claims.json")  # by the page
+MODELS, TABLES = Path("models"), Path("reports/tables")
+FIGURES, PAGE = Path("reports/figures"), Path("reports/report.html")
 
 
 def main() -> None:
@@ -27,7 +28,7 @@ def main() -> None:
     p = params.load()
     with tracking.stage(p, "plot") as tracked:
         results = load_results()
-        with replacing(REPORTS / "figures") as folder:
+        with replacing(FIGURES) as folder:
             folder.mkdir()
             try:
                 figures.save_figures(results, folder, threads(p), tracked.connect)
@@ -36,9 +37,9 @@ def main() -> None:
                     "run.threads: a worker that drew a figure was ended from outside, as happens where memory runs "
                     "out: `dvc repro` starts this stage anew; with fewer run.threads it takes less memory"
                 ) from error
-        with replacing(REPORTS / "report.html") as page:
-            page.write_text(report.render(load_findings(p, results), REPORTS / "figures", threads(p)), encoding="utf-8")
-        tracked.log_plots(REPORTS)
+        with replacing(PAGE) as page:
+            page.write_text(report.render(load_findings(p, results), FIGURES, threads(p)), encoding="utf-8")
+        tracked.log_plots([FIGURES, PAGE])
 
 
 def load_results() -> Results:
@@ -62,15 +63,14 @@ def load_findings(p: Params, results: Results) -> Findings:
         structure=load_report("structure.csv"),
         warnings=list(reports.warnings(results.levels)),
         settings=p.model_dump(mode="json", exclude_none=True, exclude={"tracking", "run"}),
-        hashes={f"reports/{name}": hashlib.md5((REPORTS / name).read_bytes()).hexdigest() for name in SHOWN},
+        tables=f"{digest(TABLES)}.dir",
     )
 
 
 def load_report(name: str) -> pd.DataFrame:
-    """One of the reports; a level may be called `90`, `1e5` or `nan`, which remain names."""
-    names = dict.fromkeys(("level", "parent", "arm"), str)
+    """One of `evaluate`'s tables."""
     try:
-        return pd.read_csv(REPORTS / name, dtype=names, keep_default_na=False, na_values=[""])
+        return load_table(TABLES / name)
     except (OSError, ValueError) as error:
         raise _damaged(name) from error
 
@@ -78,14 +78,14 @@ def load_report(name: str) -> pd.DataFrame:
 def load_claims() -> list[dict[str, Any]]:
     """The paper's claims and what became of them."""
     try:
-        claims: list[dict[str, Any]] = json.loads((REPORTS / "claims.json").read_text(encoding="utf-8"))
+        claims: list[dict[str, Any]] = json.loads((TABLES / "claims.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise _damaged("claims.json") from error
     return claims
 
 
 def _damaged(name: str) -> LotteryError:
-    return LotteryError(f"{REPORTS / name}: missing, truncated or altered; `dvc repro evaluate` makes it")
+    return LotteryError(f"{TABLES / name}: missing, truncated or altered; `dvc repro evaluate` makes it")
 
 
 def load_connections(folder: Path) -> NDArray[np.float64]:

@@ -11,17 +11,18 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lottery import LotteryError
+from lottery.digests import digest
 from lottery.params import Params
 from lottery.tracking.address import StoreError, fault, has_remedy, is_sqlite, shown_uri
 from lottery.tracking.attempts import Mark
-from lottery.tracking.outputs import PLOTS, REPORTS, Output, digest, digest_of_several
+from lottery.tracking.outputs import Output, digest_of_outs
 from lottery.workplace import root
 
 if TYPE_CHECKING:
@@ -85,9 +86,8 @@ class StageRun:
 
     def log_data(self) -> None:
         """The data set that `download` left."""
-        data = self._params.data_file
         self._leave(
-            lambda: self._output(digest(data), data), lambda output: self._recorder.simple(output, self._attempt)
+            lambda: self._output([self._params.data_file]), lambda output: self._recorder.simple(output, self._attempt)
         )
 
     def log_level(self, folder: Path) -> None:
@@ -95,37 +95,32 @@ class StageRun:
 
         Where these very networks are tracked already (`dvc repro --force`), this stage's runs are deleted.
         """
-        self._leave(
-            lambda: self._output(digest(folder), folder), lambda output: self._recorder.level(output, self._attempt)
-        )
+        self._leave(lambda: self._output([folder]), lambda output: self._recorder.level(output, self._attempt))
 
-    def log_evaluation(self, models: Path, reports: Path) -> None:
+    def log_evaluation(self, models: Path, left: Sequence[Path]) -> None:
         """Every network's test results on its own run, which is made from the files where it is missing."""
 
         def log(output: Output) -> None:
-            levels = [
-                self._output(digest(models / name), models / name, name) for name in ("dense", *self._params.order)
-            ]
+            levels = [self._output([models / name], name) for name in ("dense", *self._params.order)]
             for level in levels:
                 self._recorder.level(level)
             self._recorder.evaluation(output, levels, self._attempt)
 
-        self._leave(lambda: self._output(digest_of_several(digest(reports / name) for name in REPORTS), reports), log)
+        self._leave(lambda: self._output(left), log)
 
-    def log_plots(self, reports: Path) -> None:
+    def log_plots(self, left: Sequence[Path]) -> None:
         """The figures and the report of the `plot` stage."""
-        self._leave(
-            lambda: self._output(digest_of_several(digest(reports / name) for name in PLOTS), reports),
-            lambda output: self._recorder.simple(output, self._attempt),
-        )
+        self._leave(lambda: self._output(left), lambda output: self._recorder.simple(output, self._attempt))
 
     def _leave(self, left: Callable[[], Output], log: Callable[[Output], None]) -> None:
         """The stage's output is whole: have its runs completed, now or by `lottery sync`."""
         self._left = left
         self._post(lambda: log(left()))
 
-    def _output(self, total: str, folder: Path, level: str | None = None) -> Output:
+    def _output(self, left: Sequence[Path], level: str | None = None) -> Output:
         stage = os.environ.get("DVC_STAGE", "") if level is None else "train" if level == "dense" else f"prune@{level}"
+        total = digest_of_outs({path.as_posix(): digest(path) for path in left})
+        folder = left[0] if len(left) == 1 else left[0].parent
         return Output(level or self._name, stage, total, self._data_digest, self._params, lambda: nullcontext(folder))
 
     @cached_property

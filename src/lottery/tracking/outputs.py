@@ -1,7 +1,5 @@
 """What DVC records of a stage's outputs, and the keys of the runs that show them."""
 
-import hashlib
-import json
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -12,47 +10,17 @@ import yaml
 from pydantic import ValidationError
 
 from lottery import LotteryError
+from lottery.digests import digest_of_files
 from lottery.params import RECORDED, Params
-
-REPORTS = (  # what `evaluate` leaves; an older version left less
-    "claims.json",
-    "conditions.csv",
-    "connectivity.csv",
-    "experiment_results.json",
-    "kept_weights.csv",
-    "levels.csv",
-    "metrics.json",
-    "networks.csv",
-    "structure.csv",
-    "verdicts.csv",
-)
-PLOTS = ("figures", "report.html")  # what `plot` leaves
-SEVERAL = {"evaluate": REPORTS, "plot": PLOTS}
 
 
 class MissingError(Exception):
     """An output's files are not there, or are others than those that DVC records: one line, with the remedy."""
 
 
-def digest(path: Path) -> str:
-    """The MD5 sum that dvc.lock has for a file or a folder (there with `.dir` at its end). Raises OSError."""
-    if path.is_dir():
-        files = (file for file in path.rglob("*") if file.is_file())
-        return digest_of_files({file.relative_to(path).as_posix(): digest(file) for file in files})
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "md5").hexdigest()
-
-
-def digest_of_files(digests: Mapping[str, str]) -> str:
-    """The sum that dvc.lock has for a folder, from those of its files by their paths in it."""
-    paths = sorted(digests, key=lambda path: path.split("/"))
-    listing = [{"md5": digests[path], "relpath": path} for path in paths]
-    return hashlib.md5(json.dumps(listing, sort_keys=True).encode()).hexdigest()
-
-
-def digest_of_several(digests: Iterable[str]) -> str:
-    """One sum for what an `evaluate` or a `plot` left, from those of its `REPORTS` or `PLOTS` in this order."""
-    return hashlib.md5("".join(digests).encode()).hexdigest()
+def digest_of_outs(outs: Mapping[str, str]) -> str:
+    """One sum for all that a stage left, from those in dvc.lock by path; a single output has its own."""
+    return digest_of_files(outs) if len(outs) > 1 else next(iter(outs.values()))
 
 
 @dataclass(frozen=True)
@@ -95,16 +63,14 @@ class Recorded:
     data_digest: str
 
     @property
-    def reports(self) -> list[str]:
-        """Which of `REPORTS` an `evaluate` left, or of `PLOTS` a `plot`; an older version left less."""
-        return [name for name in SEVERAL.get(self.name, ()) if f"reports/{name}" in self.outs]
+    def folder(self) -> str:
+        """The path of the folder or file that the stage left, or of the folder that has them all."""
+        first = next(iter(self.outs))
+        return first if len(self.outs) == 1 else first.rpartition("/")[0]
 
     def output(self, files: Callable[["Recorded"], AbstractContextManager[Path]]) -> Output:
-        """As an output; ``files`` gives the folder with its files."""
-        if len(self.reports) > 1:
-            total = digest_of_several(self.outs[f"reports/{name}"] for name in self.reports)
-        else:
-            (total,) = self.outs.values()
+        """As an output; ``files`` gives `folder` with its files."""
+        total = digest_of_outs(self.outs)
         return Output(self.name, self.stage, total, self.data_digest, self.params, lambda: files(self))
 
 

@@ -20,9 +20,10 @@ from lottery.connectivity import BARRIERS
 from lottery.params import Params
 from lottery.provenance import git
 from lottery.pruning import density, weights_kept
+from lottery.reports import load_table
 from lottery.statistics import ACCURACIES, by_level, early_stopping
 from lottery.structure import of_networks
-from lottery.tracking.outputs import REPORTS, Output
+from lottery.tracking.outputs import Output
 from lottery.tracking.store import (
     CLAIMED,
     KEY,
@@ -37,7 +38,7 @@ from lottery.tracking.store import (
 
 PARENT = tags.MLFLOW_PARENT_RUN_ID
 MEASURES = (*ACCURACIES, *BARRIERS)  # what an evaluation adds to a network's run
-LAST_ARTIFACT = {"evaluate": "reports", "plot": "report"}  # of what a stage's run has, what is logged last
+LAST_ARTIFACT = {"evaluate": "reports/tables", "plot": "report"}  # of what a stage's run has, what is logged last
 CURVES = ("train_loss", "validation_loss", "validation_accuracy")  # a history's columns
 
 
@@ -165,28 +166,20 @@ def simple(output: Output, folder: Path) -> Content:
     if output.name == "download":
         params = {"dataset": output.params.data.name}
     elif output.name == "evaluate":
-        points = list(summary(load_report(folder / "levels.csv")))
-        there = [name for name in REPORTS if (folder / name).exists()]  # an older version left less
-        if "verdicts.csv" in there:
-            verdicts = load_report(folder / "verdicts.csv").set_index("level")["verdict"]
-            params |= {f"verdict.{level}": verdict for level, verdict in verdicts.items()}
-        artifacts["reports"] = partial(_copy, folder, there)
+        points = list(summary(load_table(folder / "tables/levels.csv")))
+        verdicts = load_table(folder / "tables/verdicts.csv").set_index("level")["verdict"]
+        params |= {f"verdict.{level}": verdict for level, verdict in verdicts.items()}
+        artifacts["reports"] = partial(_copy, [folder / "metrics.json"])
+        artifacts["reports/tables"] = partial(_copy, sorted((folder / "tables").iterdir()))
     else:
-        artifacts["figures"] = partial(_copy, folder / "figures", None)
-        if (folder / "report.html").exists():
-            artifacts["report"] = partial(_copy, folder, ["report.html"])
+        artifacts["figures"] = partial(_copy, sorted((folder / "figures").iterdir()))
+        artifacts["report"] = partial(_copy, [folder / "report.html"])
     return Content(output.name, params, points, [data_input(output)], artifacts)
 
 
-def _copy(source: Path, names: Iterable[str] | None, target: Path) -> None:
-    for name in names or sorted(file.name for file in source.iterdir()):
-        shutil.copy(source / name, target / name)
-
-
-def load_report(path: Path) -> pd.DataFrame:
-    """One of `evaluate`'s tables; a level may be called `90`, `1e5` or `nan`, which remain names."""
-    names = dict.fromkeys(("level", "parent", "arm"), str)
-    return pd.read_csv(path, dtype=names, keep_default_na=False, na_values=[""])
+def _copy(files: Iterable[Path], target: Path) -> None:
+    for file in files:
+        shutil.copy(file, target)
 
 
 def summary(levels: pd.DataFrame) -> Iterator[tuple[str, float, int]]:
@@ -357,9 +350,10 @@ class Recorder:
     def evaluation(self, output: Output, levels: Iterable[Output], attempt: Attempt | None = None) -> None:
         """The run of `evaluate`, and on every network that it read its test results and the pipeline's tag."""
         with output.files() as folder:
-            networks, means = load_report(folder / "networks.csv"), load_report(folder / "levels.csv")
-            if (folder / "connectivity.csv").exists():  # an older version left none
-                networks = networks.merge(load_report(folder / "connectivity.csv"), "left", ["level", "arm", "seed"])
+            networks, barriers, means = (
+                load_table(folder / f"tables/{name}.csv") for name in ("networks", "connectivity", "levels")
+            )
+        networks = networks.merge(barriers, "left", ["level", "arm", "seed"])
         read = set(networks["level"])
         with self.store.lock():
             for of_level in (level for level in levels if level.name in read):

@@ -13,11 +13,12 @@ from dvc.scm import RevError, resolve_rev
 from mlflow.entities import Run
 
 from lottery import LotteryError
+from lottery.digests import digest, digest_of_files
 from lottery.params import Params
 from lottery.provenance import git, refusal
 from lottery.tracking.address import fault, shown_uri
 from lottery.tracking.attempts import Mark, left
-from lottery.tracking.outputs import SEVERAL, MissingError, Output, Recorded, digest, digest_of_files, recorded
+from lottery.tracking.outputs import MissingError, Output, Recorded, recorded
 from lottery.tracking.runs import PARENT, Attempt, Origin, Recorder, origin_of_workspace
 from lottery.tracking.serve import connect, first_line
 from lottery.tracking.store import ATTEMPT, KEY, Store, is_complete, is_deleted
@@ -178,7 +179,7 @@ class Workspace:
                 raise MissingError(f"{path} is not here; `dvc pull` or `dvc repro` brings it") from None
             if not same:
                 raise MissingError(f"{path} is not what dvc.lock records; `dvc repro` or `dvc checkout` mends that")
-        yield root() / ("reports" if entry.name in SEVERAL else next(iter(entry.outs)))
+        yield root() / entry.folder
 
 
 class Revision:
@@ -217,11 +218,11 @@ class Revision:
         with scratch() as folder:
             try:
                 for path in self._paths(entry):
-                    place = folder / path.removeprefix("reports/" if entry.name in SEVERAL else f"models/{entry.name}/")
+                    place = folder / path.removeprefix(f"{entry.folder}/")
                     place.parent.mkdir(exist_ok=True)
                     self._files.get_file(f"{self._prefix}{path}", str(place))
-                for path, total in entry.outs.items() if entry.name in SEVERAL else ():  # which git has
-                    if digest(folder / path.removeprefix("reports/")) != total:
+                for path, total in entry.outs.items() if len(entry.outs) > 1 else ():  # which git has
+                    if digest(folder / path.removeprefix(f"{entry.folder}/")) != total:
                         raise MissingError(f"{path} of this commit is not what its dvc.lock records")
             except MissingError:
                 raise
@@ -232,13 +233,12 @@ class Revision:
             yield folder
 
     def _paths(self, entry: Recorded) -> list[str]:
-        if entry.name == "evaluate":
-            return [f"reports/{name}" for name in entry.reports]
-        if entry.name == "plot":
-            page = [f"reports/{name}" for name in entry.reports if name == "report.html"]
-            figures = self._files.ls(f"{self._prefix}reports/figures", detail=False)
-            return [*page, *(path.removeprefix(self._prefix) for path in figures)]
-        return [] if entry.name == "download" else [f"models/{entry.name}/{name}" for name in FILES]
+        if entry.name == "download":
+            return []
+        if len(entry.outs) == 1:
+            return [f"{entry.folder}/{name}" for name in FILES]
+        found = (path for out in entry.outs for path in self._files.find(f"{self._prefix}{out}"))
+        return [path.removeprefix(self._prefix) for path in found]
 
 
 def _revision(revision: str) -> tuple[Revision, Origin]:
