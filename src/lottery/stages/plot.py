@@ -61,8 +61,11 @@ def load_findings(p: Params, results: Results) -> Findings:
         conditions=load_report("conditions.csv"),
         claims=load_claims(),
         structure=load_report("structure.csv"),
-        warnings=list(reports.warnings(results.levels)),
+        warning=reports.warning(results.levels, p.iterations, p.train.evaluate_every),
         settings=p.model_dump(mode="json", exclude_none=True, exclude={"tracking", "run"}),
+        iterations=p.iterations,
+        sizes=p.sizes,
+        data=digest(p.data_file),
         tables=f"{digest(TABLES)}.dir",
     )
 
