@@ -226,7 +226,8 @@ def test_the_report_has_the_same_bytes_whatever_git_says(clone: Clone, history: 
 
 @pytest.mark.slow
 def test_where_all_networks_are_censored_the_report_says_what_to_change(clone: Clone) -> None:
-    clone.change(train=SMALL["train"] | {"seeds": [0, 1, 2], "evaluate_every": 250})
+    train = SMALL["train"] | {"seeds": [0, 1, 2], "evaluate_every": 250}
+    clone.change(levels={"p50": SMALL["levels"]["p50"]}, train=train)
     output = clone.run("dvc", "repro")
     (warning,) = [line for line in output.splitlines() if line.startswith("warning:")]  # one for all the arms
     assert warning == (
@@ -240,10 +241,7 @@ def test_where_all_networks_are_censored_the_report_says_what_to_change(clone: C
     assert "how fast they learn is not known, because networks are censored" in words
     assert not re.search(r"– to|to –|\(\)|inf|nan", words)
     assert not re.search(r"stop at [\d.]+ times", words)
-    assert words.count("no interval") == 3  # of the ratio at each level
-    clone.change(train=SMALL["train"] | {"seeds": [0, 1, 2], "evaluate_every": 4})
-    clone.run("dvc", "repro")
-    assert "All networks are censored" not in (clone.folder / "reports/report.html").read_text()
+    assert words.count("no interval") == 1  # of the ratio of iterations
 
 
 def test_the_committed_figures_fit_in_a_page_below_400_kb() -> None:
