@@ -7,10 +7,8 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-repro: .venv/ready  ## check params.yaml and run the pipeline: what is not up to date, and nothing else
-	lottery check
-	LOTTERY_SYNC_FOLLOWS=1 dvc repro
-	-lottery sync
+repro: .venv/ready  ## run the pipeline: what is not up to date, and nothing else
+	lottery repro
 
 test: lint  ## linter, type checker and tests
 	pytest -m "not slow" -n 2 --dist worksteal

@@ -29,8 +29,7 @@ CIRCUMSTANCES = {
     "git.dirty",
     "dvc.experiment",
     "dvc.baseline",
-    "lottery.attempt",
-    "lottery.claimed",
+    "lottery.process",
 }
 
 
@@ -129,6 +128,27 @@ def stage(clone: Clone, module: str, name: str, **variables: str) -> "subprocess
         stderr=subprocess.PIPE,
         text=True,
     )
+
+
+def run_stage(clone: Clone, module: str, name: str, code: int = 0, **variables: str) -> list[str]:
+    """Run a stage to this exit code: the lines that it says."""
+    _, errors = (process := stage(clone, module, name, **variables)).communicate(timeout=PATIENCE)
+    assert process.returncode == code, errors
+    return errors.splitlines()
+
+
+def refused_sync(clone: Clone, *arguments: str, **variables: str) -> str:
+    """Run `lottery sync` to its refusal: its one line."""
+    done = subprocess.run(
+        [sys.executable, "-m", "lottery.cli", "sync", *arguments],
+        cwd=clone.folder,
+        env=clone.environment | variables,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+    )
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
+    return done.stderr.strip()
 
 
 def sync(clone: Clone, *arguments: str, **variables: str) -> list[str]:

@@ -92,7 +92,8 @@ def test_a_folder_of_any_name_holds_its_store(workspace: Path, monkeypatch: pyte
     monkeypatch.setattr("mlflow.store.db.utils.MAX_RETRY_COUNT", 2)  # else a fault takes two minutes to show
     (workspace / name).mkdir()
     store = Store("lottery-tickets")
-    store.complete(run := store.create("network", {}, 0), Content("network", {}, (), artifacts={"mask": _write}))
+    run = store.create("network", {}, 0)
+    store.complete(run, "key", Content("network", {}, (), artifacts={"mask": _write}))
     assert (workspace / name / "mlflow.db").exists()
     assert [path.name for path in (workspace / name).rglob("a.txt")] == ["a.txt"]
     assert [item.path for item in MlflowClient(store.uri).list_artifacts(run, "mask")] == ["mask/a.txt"]

@@ -1,5 +1,6 @@
 """What a working stage sees of its training."""
 
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -22,3 +23,17 @@ def test_every_evaluation_is_seen_once_with_its_own_iteration(monkeypatch: pytes
     assert [(first, iteration) for first, iteration, _ in seen] == [(5, 0), (5, 250), (5, 500), (5, 600)]
     for place, (_, _, values) in enumerate(seen):
         assert values == history[:, :, place].T.tolist()
+
+
+def test_a_stage_waits_for_mlflow_only_as_long_as_it_answers(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(StageRun, "connect", lambda self: None)
+    monkeypatch.setattr("lottery.tracking.live.NO_ANSWER_SQLITE", 0.1)
+    run = StageRun(load(ROOT / "params.yaml"), "plot")
+    begun = time.monotonic()
+    run._wait(lambda: time.monotonic() > begun + 0.3)  # idle, as while networks train
+    assert run._failed is None
+    run._since = time.monotonic()
+    run._wait(lambda: False)
+    assert capsys.readouterr().err.count("no answer in 0 s: this stage goes on untracked") == 1

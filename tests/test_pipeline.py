@@ -106,8 +106,10 @@ def test_dvc_shows_and_compares_metrics_params_and_plots(clone: Clone) -> None:
     clone.repro()
     assert "p75.ticket" in clone.run("dvc", "metrics", "diff")
     assert "p75.ticket" in clone.run("dvc", "exp", "show", "--no-pager", "--md")
-    page = clone.run("dvc", "plots", "show").strip().removeprefix("file://")
-    assert "accuracy_vs_pruning.png" in Path(page).read_text()
+    page = Path(clone.run("dvc", "plots", "show").strip().removeprefix("file://")).read_text()
+    assert "accuracy_vs_pruning.png" in page
+    for column in ("test_accuracy_mean", "early_stopping_iteration_mean"):
+        assert f'"filename": "reports/tables/levels.csv", "field": "{column}"' in page
 
 
 @pytest.mark.parametrize(

@@ -2,12 +2,14 @@
 
 from typing import Any
 
+import pytest
 import yaml
 from clones import SMALL
 
+from lottery import LotteryError
 from lottery.params import Params
 from lottery.tracking.outputs import recorded
-from lottery.tracking.runs import level_settings, network_settings
+from lottery.tracking.runs import SECTIONS, level_settings, network_settings
 
 OWN = {"criterion": "movement", "scope": "global"}
 
@@ -38,8 +40,26 @@ def test_every_run_says_how_far_it_rewinds_what_children_prune_and_which_schedul
     assert shown["warm_up"] == "7"
 
 
+def test_every_setting_of_a_network_is_in_its_run() -> None:
+    """By the short name that people filter by, which no two sections have in common."""
+    keys = [
+        field.alias or name
+        for section in SECTIONS
+        for name, field in Params.model_fields[section].annotation.model_fields.items()
+    ]
+    assert len(set(keys)) == len(keys)
+    schedules = ({"schedule": "step", "drops": [10], "drop_factor": 0.2}, {"schedule": "warm-up", "warm_up": 7})
+    shown = set().union(*(network_settings(_params(train=each), "p50", "ticket", 0) for each in schedules))
+    assert {"dataset" if key == "name" else key for key in keys} <= shown
+
+
+def test_a_list_is_cut_where_mlflow_takes_no_more() -> None:
+    shown = level_settings(_params(train={"seeds": [10**12 + seed for seed in range(1000)]}), "p50")
+    assert (len(shown["seeds"]), shown["seeds"][:15]) == (6000, "1000000000000, ")
+
+
 def _lock(rewind: int | None, levels: dict[str, Any], prune: dict[str, Any]) -> str:
-    """A dvc.lock whose stage `train` ran with this rewind, or before there was one, and its levels with ``prune``."""
+    """A dvc.lock whose stage `train` ran with this rewind, if any, and its levels with ``prune``."""
     shared = {"data.name": "digits", "data.scale": "standard", "data.validation": 143}
     shared |= {"network": SMALL["network"], "train": SMALL["train"]}
 
@@ -62,12 +82,18 @@ def test_dense_is_recorded_with_the_iteration_that_it_kept_and_the_levels_with_t
     assert (alone.params.prune.rewind, alone.params.prune.output_rate) == (5, 1.0)
 
 
-def test_what_an_older_version_recorded_was_not_rewound() -> None:
-    prune = {key: value for key, value in SMALL["prune"].items() if key != "rewind"}
-    dense, p50 = recorded(_lock(None, {"p50": SMALL["levels"]["p50"]}, prune), _params(prune={"rewind": 9}))
-    assert (dense.params.prune.rewind, p50.params.prune.rewind) == (0, 0)
-    (alone,) = recorded(_lock(None, {}, {}), _params(prune={"rewind": 9}))
-    assert alone.params.prune.rewind == 0
+def test_a_lock_whose_dense_networks_have_no_rewind_is_none_of_this_version() -> None:
+    with pytest.raises(LotteryError, match=r"^dvc\.lock: this version cannot read it; "):
+        recorded(_lock(None, {}, {}), _params())
+
+
+def test_levels_that_were_removed_since_are_no_outputs() -> None:
+    """DVC keeps their entries in dvc.lock."""
+    lock = yaml.safe_load(_lock(5, SMALL["levels"], SMALL["prune"]))
+    left = {"p50": SMALL["levels"]["p50"]}
+    lock["stages"]["evaluate"] = lock["stages"]["train"] | {"params": {"params.yaml": {"levels": left}}}
+    params = Params.model_validate(SMALL | {"levels": left})
+    assert [entry.name for entry in recorded(yaml.safe_dump(lock), params)] == ["dense", "p50", "evaluate"]
 
 
 def test_stages_that_ran_with_other_settings_than_their_neighbours_are_read_all_the_same() -> None:

@@ -3,7 +3,6 @@
 import signal
 import socket
 import sqlite3
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -17,9 +16,9 @@ import pytest
 from clones import SMALL, Clone
 from mlflow import MlflowClient
 from PIL import Image
-from stores import KEY, PARENT, PATIENCE, networks, runs, serving, stage, store
+from stores import KEY, PARENT, PATIENCE, networks, refused_sync, run_stage, runs, serving, stage, store
 
-from lottery.tracking.store import Content, Store, is_complete
+from lottery.tracking.store import Content, Store
 
 DENSE = ["dense", "dense dense 0", "dense dense 1"]  # the runs of the stage `train`
 
@@ -158,8 +157,7 @@ def test_a_store_that_was_deleted_under_a_reader_begins_empty(clone: Clone) -> N
         reader.execute("VACUUM")  # writes every page into the write-ahead log, which SQLite would replay
         assert database.with_name("mlflow.db-wal").stat().st_size
         database.unlink()
-        _, errors = (download := stage(clone, "download", "download")).communicate(timeout=PATIENCE)
-    assert (download.returncode, errors) == (0, "")
+        assert run_stage(clone, "download", "download") == []
     assert [run.info.run_name for run in runs(store(clone))] == ["download"]
 
 
@@ -181,10 +179,8 @@ def test_an_interrupted_stage_is_killed_in_mlflow_and_leaves_the_outputs_alone(c
 
 def test_a_failed_stage_is_failed_in_mlflow(clone: Clone) -> None:
     clone.change(train=SMALL["train"] | {"learning_rate": 1e30})
-    _, errors = (failing := stage(clone, "train", "train")).communicate(timeout=PATIENCE)
-    assert failing.returncode == 2
-    assert errors.startswith("params.yaml: train.learning_rate: training diverged at 1e+30: ")
-    assert len(errors.splitlines()) == 1
+    (line,) = run_stage(clone, "train", "train", 2)
+    assert line.startswith("params.yaml: train.learning_rate: training diverged at 1e+30: ")
     assert [run.info.run_name for run in runs(store(clone), "attributes.status = 'FAILED'")] == DENSE
 
 
@@ -205,10 +201,10 @@ def test_a_run_is_complete_only_once_all_of_it_is_there(tmp_path: Path, monkeypa
         run = tracked.create("network", {}, 0)
         calls = iter([True] * failing + [False])
         with suppress(ConnectionError):
-            tracked.complete(run, values, set(), "level/ticket/1/digest")
+            tracked.complete(run, "level/ticket/1/digest", values)
         calls = iter(())
         found = client.get_run(run)
-        if is_complete(found):
+        if KEY in found.data.tags:
             break
     assert failing > 4
     assert found.info.status == "FINISHED"
@@ -220,8 +216,7 @@ def test_figures_are_drawn_also_where_tracking_is_required(clone: Clone) -> None
     """Then MLflow's thread is there before the processes that draw."""
     clone.change(tracking={"mlflow_experiment": "another", "required": True})
     before = clone.files("reports/figures")
-    _, errors = (plotting := stage(clone, "plot", "plot")).communicate(timeout=PATIENCE)
-    assert (plotting.returncode, errors) == (0, "")
+    assert run_stage(clone, "plot", "plot") == []
     assert clone.files("reports/figures") == before
 
 
@@ -250,9 +245,8 @@ def test_a_server_that_does_not_answer_costs_a_line_and_no_result(clone: Clone, 
     took = []
     for _ in range(2):  # the first while nothing is in the page cache
         started = time.monotonic()
-        _, alone = (tracked := stage(clone, "prune", "prune@p50")).communicate(timeout=PATIENCE)
+        assert run_stage(clone, "prune", "prune@p50") == []
         took.append(time.monotonic() - started)
-        assert (tracked.returncode, alone) == (0, "")
     for address in (
         deaf_address,
         deaf_address.replace("http:", "postgresql:"),
@@ -260,12 +254,9 @@ def test_a_server_that_does_not_answer_costs_a_line_and_no_result(clone: Clone, 
         "nonsense://here",
     ):
         started = time.monotonic()
-        stuck = stage(clone, "prune", "prune@p50", MLFLOW_TRACKING_URI=address)
-        _, errors = stuck.communicate(timeout=PATIENCE)
-        assert stuck.returncode == 0
-        assert len(errors.splitlines()) == 1, errors
-        assert errors.startswith(f"MLflow at {address.replace('secret', '***')} failed: ")
-        assert "start the server or correct MLFLOW_TRACKING_URI" in errors
+        (line,) = run_stage(clone, "prune", "prune@p50", MLFLOW_TRACKING_URI=address)
+        assert line.startswith(f"MLflow at {address.replace('secret', '***')} failed: ")
+        assert "start the server or correct MLFLOW_TRACKING_URI" in line
         assert time.monotonic() - started < max(took) + 10
         assert clone.files("models/p50") == before
 
@@ -278,25 +269,15 @@ def test_a_sync_with_an_address_that_never_answers_ends_with_one_line(
     if scheme == "postgresql":
         pytest.importorskip("psycopg", reason="the driver comes with the extra `team`")
     address = deaf_address.replace("http:", f"{scheme}:")
-    done = subprocess.run(
-        ["lottery", "sync"],
-        cwd=clone.folder,
-        env=clone.environment | {"MLFLOW_TRACKING_URI": address},
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-    )
-    assert done.returncode == 2
-    assert done.stderr.startswith(f"MLflow at {address.replace('secret', '***')} failed: ")
-    assert len(done.stderr.splitlines()) == 1
+    line = refused_sync(clone, MLFLOW_TRACKING_URI=address)
+    assert line.startswith(f"MLflow at {address.replace('secret', '***')} failed: ")
 
 
 def test_a_deleted_mlflow_experiment_is_named_with_the_remedy(clone: Clone) -> None:
     client = store(clone)
     client.delete_experiment(client.get_experiment_by_name("lottery-tickets").experiment_id)
-    _, errors = (told := stage(clone, "plot", "plot")).communicate(timeout=PATIENCE)
-    assert told.returncode == 0
-    assert "the MLflow experiment 'lottery-tickets' was deleted; `mlflow experiments restore -x " in errors
+    (line,) = run_stage(clone, "plot", "plot")
+    assert "the MLflow experiment 'lottery-tickets' was deleted; `mlflow experiments restore -x " in line
 
 
 @pytest.fixture

@@ -5,8 +5,11 @@ Each command imports what it needs when it runs: ``lottery check`` answers befor
 
 import argparse
 import os
+import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
 
 from lottery import LotteryError, params
 
@@ -27,6 +30,52 @@ def check(arguments: argparse.Namespace) -> int:
             "stopping has one evaluation to choose from, and every network counts as censored; give less",
             file=sys.stderr,
         )
+    return 0
+
+
+def estimate(arguments: argparse.Namespace) -> int:
+    """Say what `dvc repro` would run, and about how long. Raises LotteryError where params.yaml holds mistakes."""
+    from lottery.outlook import outlook
+    from lottery.stages import threads
+
+    settings = params.load()
+    expected = outlook(settings, threads(settings))
+    expected.save()
+    print(expected, flush=True)
+    return 0
+
+
+def repro(arguments: argparse.Namespace) -> int:
+    """Run the pipeline from params.yaml to the answer. Raises LotteryError where params.yaml holds mistakes."""
+    from lottery.outlook import FILE
+    from lottery.tracking.sync import sync
+
+    check(arguments)
+    estimate(arguments)
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])  # where stages find `python`
+    dvc = subprocess.Popen(
+        [sys.executable, "-m", "dvc", "repro"], env=os.environ | {"PATH": path, "LOTTERY_OUTLOOK": str(FILE.resolve())}
+    )
+    while True:
+        with suppress(KeyboardInterrupt):  # DVC and its stage get it too, and end by themselves
+            code = dvc.wait()
+            break
+    if code:
+        return code
+    try:
+        lines = sync(params.load())
+    except LotteryError as error:  # tracking never costs a result
+        lines = [str(error)]
+    print("MLflow: " + "; ".join(lines).removeprefix("runs: "))
+    print()
+    return answer(arguments)
+
+
+def answer(arguments: argparse.Namespace) -> int:
+    """Say what the pipeline found. Raises LotteryError where it has not run."""
+    from lottery.answer import told
+
+    print(told(params.load()))
     return 0
 
 
@@ -96,6 +145,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     command = commands.add_parser("check", help="validate params.yaml")
     command.set_defaults(run=check)
+
+    command = commands.add_parser("estimate", help="say what `dvc repro` would run, and about how long")
+    command.set_defaults(run=estimate)
+
+    command = commands.add_parser("repro", help="`dvc repro` from the check of params.yaml to the answer")
+    command.set_defaults(run=repro)
+
+    command = commands.add_parser("answer", help="say what the pipeline found: a verdict per level")
+    command.set_defaults(run=answer)
 
     command = commands.add_parser("preset", help="write params.yaml for a published experiment; alone: list them")
     command.add_argument("name", nargs="?", metavar="NAME")

@@ -10,7 +10,7 @@ from typing import NoReturn
 
 from lottery import LotteryError
 from lottery.params import Params
-from lottery.stages import hashed
+from lottery.stages import hashed, progress
 
 # importing torch and MLflow makes a million objects that stay, and the collector would look through them every 700 more
 gc.set_threshold(100_000)
@@ -32,7 +32,8 @@ def run(stage: Callable[[], None]) -> NoReturn:
         hashed.check_code()
         if STARTER:
             hashed.end_with(STARTER)
-        with hashed.sole(STAGE or Path(sys.argv[0]).stem):
+        name = STAGE or Path(sys.argv[0]).stem
+        with hashed.sole(name), progress.shown(name):
             stage()
         if BEGAN_WITH:
             hashed.check_unchanged(STAGE, BEGAN_WITH)

@@ -22,6 +22,7 @@ from lottery.plan import BEFORE_TRAINING
 from lottery.pruning import density, weights_kept
 from lottery.stages import run, threads
 from lottery.stages.levels import check_level
+from lottery.stages.progress import report
 from lottery.statistics import early_stopping, reached, summarize
 from lottery.workplace import replacing
 
@@ -99,7 +100,11 @@ def images(p: Params) -> tuple[Measured, Measured]:
 
 def measure(p: Params, on_test: Measured, on_train: Measured) -> pd.DataFrame:
     """A row a network: what it keeps, when it stopped, and its accuracy on the test and the training images."""
-    return pd.concat([_measure_level(p, level, on_test, on_train) for level in ("dense", *p.order)], ignore_index=True)
+    tables, levels = [], ("dense", *p.order)
+    for done, level in enumerate(levels):
+        report(done, len(levels), f"level {level}")
+        tables.append(_measure_level(p, level, on_test, on_train))
+    return pd.concat(tables, ignore_index=True)
 
 
 def _measure_level(p: Params, name: str, on_test: Measured, on_train: Measured) -> pd.DataFrame:

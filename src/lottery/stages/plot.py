@@ -38,7 +38,7 @@ def main() -> None:
                     "out: `dvc repro` starts this stage anew; with fewer run.threads it takes less memory"
                 ) from error
         with replacing(PAGE) as page:
-            page.write_text(report.render(load_findings(p, results), FIGURES, threads(p)), encoding="utf-8")
+            page.write_text(report.render(load_findings(p), FIGURES, threads(p)), encoding="utf-8")
         tracked.log_plots([FIGURES, PAGE])
 
 
@@ -52,16 +52,17 @@ def load_results() -> Results:
     return Results(levels, load_report("networks.csv"), history, connections, *tables)
 
 
-def load_findings(p: Params, results: Results) -> Findings:
+def load_findings(p: Params) -> Findings:
     """What the report says: the reports, and what they come from."""
+    levels = load_report("levels.csv")
     return Findings(
-        levels=results.levels,
-        networks=results.networks,
+        levels=levels,
+        networks=load_report("networks.csv"),
         verdicts=load_report("verdicts.csv"),
         conditions=load_report("conditions.csv"),
         claims=load_claims(),
         structure=load_report("structure.csv"),
-        warning=reports.warning(results.levels, p.iterations, p.train.evaluate_every),
+        warning=reports.warning(levels, p.iterations, p.train.evaluate_every),
         settings=p.model_dump(mode="json", exclude_none=True, exclude={"tracking", "run"}),
         iterations=p.iterations,
         sizes=p.sizes,

@@ -1,9 +1,7 @@
-"""Training as params.yaml says it, with a progress bar: what the stages `train` and `prune` share."""
+"""Training as params.yaml says it: what the stages `train` and `prune` share."""
 
 from collections.abc import Callable, Sequence
 from concurrent.futures.process import BrokenProcessPool
-
-from tqdm import tqdm
 
 from lottery import LotteryError
 from lottery.data import load_split
@@ -13,6 +11,7 @@ from lottery.network import Masks, Parameters
 from lottery.params import Params
 from lottery.schedules import Schedule, Step, WarmUp, constant, cosine
 from lottery.stages import threads
+from lottery.stages.progress import report
 from lottery.training import DivergedError, Group, Recipe, Trained, train
 
 
@@ -56,33 +55,27 @@ def trainer(params: Params, level: str, images: Split, watch: Callable[[Group], 
     def run(
         start: Parameters, masks: Masks, seeds: Sequence[int], path: Sequence[float], recipes: Sequence[Recipe]
     ) -> Trained:
-        batch, last = recipes[0].batch_size, recipes[0].iterations
-        batches = len(images.train) // batch
-        epochs = -(-last // batches)
+        last = recipes[0].iterations
         done = [recipe.start for recipe in recipes]
-        total = (len(done) * last - sum(done)) * batch
-        # disable=None: quiet where the output is no terminal
-        with tqdm(total=total, desc=level, unit=" images", unit_scale=True, disable=None) as bar:
+        first, total = sum(done), len(done) * last - sum(done)
 
-            def advanced(group: Group) -> None:
-                watch(group)
-                here = slice(group.first, group.first + len(group.seeds))
-                bar.update((group.iteration - done[here][0]) * len(group.seeds) * batch)
-                done[here] = [group.iteration] * len(group.seeds)
-                bar.set_postfix_str(f"epoch {min(min(done) // batches + 1, epochs)}/{epochs}")
+        def advanced(group: Group) -> None:
+            watch(group)
+            done[group.first : group.first + len(group.seeds)] = [group.iteration] * len(group.seeds)
+            report(sum(done) - first, total, f"iteration {min(done):,} of {last:,}")
 
-            try:
-                return train(start, masks, seeds, path, images, recipes, threads=threads(params), advanced=advanced)
-            except DivergedError as error:
-                raise LotteryError(
-                    f"params.yaml: train.learning_rate: training diverged at {params.train.learning_rate}: the "
-                    f"validation loss of {level}, seed {seeds[error.row]}, is not finite at iteration "
-                    f"{error.iteration}; lower it"
-                ) from error
-            except BrokenProcessPool as error:
-                raise LotteryError(
-                    f"run.threads: a worker that trained {level} was ended from outside, as happens where memory runs "
-                    "out: `dvc repro` starts this stage anew; with fewer run.threads it takes less memory"
-                ) from error
+        try:
+            return train(start, masks, seeds, path, images, recipes, threads=threads(params), advanced=advanced)
+        except DivergedError as error:
+            raise LotteryError(
+                f"params.yaml: train.learning_rate: training diverged at {params.train.learning_rate}: the "
+                f"validation loss of {level}, seed {seeds[error.row]}, is not finite at iteration "
+                f"{error.iteration}; lower it"
+            ) from error
+        except BrokenProcessPool as error:
+            raise LotteryError(
+                f"run.threads: a worker that trained {level} was ended from outside, as happens where memory runs "
+                "out: `dvc repro` starts this stage anew; with fewer run.threads it takes less memory"
+            ) from error
 
     return run

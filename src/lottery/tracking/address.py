@@ -75,20 +75,26 @@ def without_password(text: str) -> str:
 
 def fault(error: Exception) -> str:
     """What an error of the store's says, in a line without secrets, with the remedy where it is known."""
-    # SQLAlchemy may begin with a remark in brackets on its own doings
-    lines = [line for line in str(error).strip().splitlines() if not line.startswith("(raised as a result of")]
-    line = (lines or [type(error).__name__])[0]
+    return without_password(first_line(understood(error)))
+
+
+def understood(error: Exception) -> Exception:
+    """A StoreError in the place of an error of MLflow's or SQLAlchemy's whose remedy is known."""
+    line = first_line(error)
     if is_sqlite() and ("malformed" in line or "not a database" in line):
-        line = f"{sqlite_path()} is damaged ({line}); move it away and run `lottery sync`"
+        return StoreError(f"{sqlite_path()} is damaged ({line}); move it away and run `lottery sync`")
     found = re.search(r"database schema \(found version (\w+)", line)
     if found and not _knows_schema(found[1]):
-        line = f"the store is of a newer MLflow than {version('mlflow')}, which is installed here; install that one"
-    return without_password(line)
+        newer = f"the store is of a newer MLflow than {version('mlflow')}, which is installed here"
+        return StoreError(f"{newer}; install that one")
+    return error
 
 
-def has_remedy(line: str) -> bool:
-    """Whether what `fault` says names a remedy."""
-    return bool(re.search("; (move|install) ", line))
+def first_line(error: Exception) -> str:
+    """What an error says, in a line."""
+    # SQLAlchemy may begin with a remark in brackets on its own doings
+    lines = [line for line in str(error).strip().splitlines() if not line.startswith("(raised as a result of")]
+    return (lines or [type(error).__name__])[0]
 
 
 def _knows_schema(revision: str) -> bool:

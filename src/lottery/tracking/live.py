@@ -20,8 +20,7 @@ from typing import TYPE_CHECKING, Any
 from lottery import LotteryError
 from lottery.digests import digest
 from lottery.params import Params
-from lottery.tracking.address import StoreError, fault, has_remedy, is_sqlite, shown_uri
-from lottery.tracking.attempts import Mark
+from lottery.tracking.address import StoreError, fault, is_sqlite, shown_uri, understood
 from lottery.tracking.outputs import Output, digest_of_outs
 from lottery.workplace import root
 
@@ -46,8 +45,6 @@ class StageRun:
         self._thread: threading.Thread | None = None
         self._since: float | None = None  # when the call began that MLflow has not answered yet
         self._failed: str | None = None
-        self._mark: Mark | None = None
-        self._left: Callable[[], Output] | None = None  # the stage's output, once it is whole
         self._told = threading.Lock()
         self._stderr = sys.stderr  # as it is now: it is another while torchvision downloads
         self._connected = threading.Event()
@@ -86,36 +83,29 @@ class StageRun:
 
     def log_data(self) -> None:
         """The data set that `download` left."""
-        self._leave(
-            lambda: self._output([self._params.data_file]), lambda output: self._recorder.simple(output, self._attempt)
-        )
+        self._post(lambda: self._recorder.simple(self._output([self._params.data_file]), self._attempt))
 
     def log_level(self, folder: Path) -> None:
         """A level's networks as this run's children, its arms' means on this run.
 
         Where these very networks are tracked already (`dvc repro --force`), this stage's runs are deleted.
         """
-        self._leave(lambda: self._output([folder]), lambda output: self._recorder.level(output, self._attempt))
+        self._post(lambda: self._recorder.level(self._output([folder]), self._attempt))
 
     def log_evaluation(self, models: Path, left: Sequence[Path]) -> None:
         """Every network's test results on its own run, which is made from the files where it is missing."""
 
-        def log(output: Output) -> None:
+        def log() -> None:
             levels = [self._output([models / name], name) for name in ("dense", *self._params.order)]
             for level in levels:
                 self._recorder.level(level)
-            self._recorder.evaluation(output, levels, self._attempt)
+            self._recorder.evaluation(self._output(left), levels, self._attempt)
 
-        self._leave(lambda: self._output(left), log)
+        self._post(log)
 
     def log_plots(self, left: Sequence[Path]) -> None:
         """The figures and the report of the `plot` stage."""
-        self._leave(lambda: self._output(left), lambda output: self._recorder.simple(output, self._attempt))
-
-    def _leave(self, left: Callable[[], Output], log: Callable[[Output], None]) -> None:
-        """The stage's output is whole: have its runs completed, now or by `lottery sync`."""
-        self._left = left
-        self._post(lambda: log(left()))
+        self._post(lambda: self._recorder.simple(self._output(left), self._attempt))
 
     def _output(self, left: Sequence[Path], level: str | None = None) -> Output:
         stage = os.environ.get("DVC_STAGE", "") if level is None else "train" if level == "dense" else f"prune@{level}"
@@ -135,11 +125,6 @@ class StageRun:
         self._jobs.put(None)
         thread = self._thread
         self._wait(lambda: thread is None or not thread.is_alive())
-        with suppress(OSError):  # a full disk costs a mark, and no result
-            if self._mark and self._failed:
-                self._mark.leave(shown_uri(), self._left().key if self._left and status == "FINISHED" else "")
-            elif self._mark:
-                self._mark.remove()
 
     # --- the thread ---
 
@@ -171,8 +156,7 @@ class StageRun:
                     return
                 job()
         except Exception as error:  # whatever it is, it costs no result
-            reason = fault(error)
-            self._fail(reason, isinstance(error, StoreError) or has_remedy(reason))
+            self._fail(fault(error), has_remedy=isinstance(understood(error), StoreError))
             self._connected.set()
 
     def _wait(self, done: Callable[[], bool]) -> None:
@@ -184,12 +168,12 @@ class StageRun:
             if since is not None and time.monotonic() - since > limit:
                 self._fail(f"no answer in {limit:.0f} s")
 
-    def _fail(self, reason: str, told: bool = False) -> None:
+    def _fail(self, reason: str, has_remedy: bool = False) -> None:
         with self._told:
             if self._failed is None:
                 self._failed = f"MLflow at {shown_uri()} failed: {reason[:300]}"
                 first = "see to it that it can be written" if is_sqlite() else "start the server"
-                remedy = "then" if told else f"{first} or correct MLFLOW_TRACKING_URI, and"
+                remedy = "then" if has_remedy else f"{first} or correct MLFLOW_TRACKING_URI, and"
                 experiment = os.environ.get("DVC_EXP_NAME")
                 sync = f"lottery sync --rev {experiment}" if experiment else "lottery sync"
                 if not self._params.tracking.required or self._connected.is_set():
@@ -208,12 +192,11 @@ class StageRun:
     def _open(self) -> None:
         """Connect, and open the attempt's runs."""
         from lottery.tracking import runs
-        from lottery.tracking.store import ATTEMPT, Store
+        from lottery.tracking.store import Store
 
         store = Store(self._params.tracking.mlflow_experiment, self._watched)
         self._recorder: Recorder = runs.Recorder(store, runs.origin_of_workspace(os.environ))
-        self._mark = Mark.make(shown_uri())
-        own = self._recorder.origin.tags(os.environ.get("DVC_STAGE", "")) | {ATTEMPT: self._mark.name}
+        own = self._recorder.origin.tags(os.environ.get("DVC_STAGE", ""))
         self._attempt: Attempt = runs.Attempt(store.create(self._name, own, self._started))
         if self._trains:
             if self._is_first(store):
@@ -222,26 +205,24 @@ class StageRun:
                     file=self._stderr,
                 )
             store.log(self._attempt.run, (), runs.level_settings(self._params, self._name))
-            self._attempt.logged[self._attempt.run] = set()
             for row, (arm, seed) in enumerate(runs.expected(self._params, self._name)):
                 below = own | {runs.PARENT: self._attempt.run}
                 network = store.create(f"{self._name} {arm} {seed}", below, self._started + 1 + row)
                 store.log(network, (), runs.network_settings(self._params, self._name, arm, seed))
-                self._attempt.logged[network] = set()
                 self._attempt.networks[arm, seed] = network
 
     def _is_first(self, store: "Store") -> bool:
         """Whether the store knows no level, and DVC may skip `evaluate` and `plot`: their results are here.
 
-        `make repro` ends with `lottery sync`, so nothing need be said then.
+        `lottery repro`, which sets LOTTERY_OUTLOOK, ends with a sync, so nothing need be said then.
         """
-        from lottery.tracking.store import COMPLETE
+        from lottery.tracking.store import KEY
 
-        if os.environ.get("LOTTERY_SYNC_FOLLOWS"):
+        if os.environ.get("LOTTERY_OUTLOOK"):
             return False
         with suppress(OSError):
             if re.search(r"^  evaluate:$", (root() / "dvc.lock").read_text(encoding="utf-8"), re.MULTILINE):
-                return not store.search(f"tags.`{COMPLETE}` = 'true' and params.level LIKE '%'")
+                return not store.search(f"tags.`{KEY}` IS NOT NULL and params.level LIKE '%'")
         return False
 
     def _log_live(self, networks: bool) -> None:
@@ -275,7 +256,7 @@ class StageRun:
 
     def _end(self, status: str) -> None:
         for run in (*self._attempt.networks.values(), self._attempt.run):
-            self._recorder.store.call("set_terminated", run, status)
+            self._recorder.store.end(run, status)
 
 
 @contextmanager

@@ -83,7 +83,9 @@ def recorded(lock: str, params: Params) -> list[Recorded]:
         stages: dict[str, Any] = (yaml.safe_load(lock) or {}).get("stages", {})
         return list(_stages(stages, params))
     except (yaml.YAMLError, AttributeError, KeyError, TypeError, ValueError) as error:
-        raise LotteryError("dvc.lock: not as DVC writes it; `dvc repro` or `git checkout dvc.lock` mends it") from error
+        raise LotteryError(
+            "dvc.lock: this version cannot read it; `dvc repro` or `git checkout dvc.lock` mends it"
+        ) from error
 
 
 def _stages(stages: dict[str, Any], current: Params) -> Iterable[Recorded]:
@@ -108,8 +110,8 @@ def _stages(stages: dict[str, Any], current: Params) -> Iterable[Recorded]:
             own = {
                 section: value for section, value in values[stage].items() if section in ("network", "train", "prune")
             }
-            if name == "dense":  # of `prune` it depends on `rewind` alone; an older version had none, which was 0
-                own["prune"] = every["prune"] | own.get("prune", {"rewind": 0})
+            if name == "dense":  # of `prune` it depends on `rewind` alone
+                own["prune"] = every["prune"] | own["prune"]
             outs, deps = (
                 {entry["path"]: entry["md5"].removesuffix(".dir") for entry in stages[stage].get(which, ())}
                 for which in ("outs", "deps")

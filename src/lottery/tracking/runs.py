@@ -3,15 +3,16 @@
 import json
 import math
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Run, RunTag, ViewType
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Run, RunTag
 from mlflow.utils import mlflow_tags as tags
+from mlflow.utils.validation import MAX_PARAM_VAL_LENGTH
 from safetensors.torch import save
 from torch import Tensor
 
@@ -23,20 +24,11 @@ from lottery.pruning import density, weights_kept
 from lottery.reports import load_table
 from lottery.statistics import ACCURACIES, by_level, early_stopping
 from lottery.structure import of_networks
-from lottery.tracking.outputs import Output
-from lottery.tracking.store import (
-    CLAIMED,
-    KEY,
-    WRITING,
-    Content,
-    Points,
-    Store,
-    is_complete,
-    is_deleted,
-    milliseconds,
-)
+from lottery.tracking.outputs import MissingError, Output
+from lottery.tracking.store import KEY, Content, Points, Store, is_deleted, milliseconds
 
 PARENT = tags.MLFLOW_PARENT_RUN_ID
+SECTIONS = {"data", "network", "train", "prune"}  # of params.yaml: what makes a network
 MEASURES = (*ACCURACIES, *BARRIERS)  # what an evaluation adds to a network's run
 LAST_ARTIFACT = {"evaluate": "reports/tables", "plot": "report"}  # of what a stage's run has, what is logged last
 CURVES = ("train_loss", "validation_loss", "validation_accuracy")  # a history's columns
@@ -81,50 +73,35 @@ def origin_of_workspace(environment: Mapping[str, str]) -> Origin:
 
 
 def settings(params: Params) -> dict[str, str]:
-    """The settings that all networks of a pipeline share, by the names that people filter by."""
-    train, prune = params.train, params.prune
-    values: dict[str, Any] = {
-        "dataset": params.data.name,
-        "validation": params.validation_images,
-        "scale": params.data.scale,
-        "hidden": ", ".join(map(str, params.network.hidden)),
-        "initialization": params.network.initialization,
-        "iterations": params.iterations,
-        "batch_size": train.batch_size,
-        "optimizer": train.optimizer,
-        "learning_rate": train.learning_rate,
-        "schedule": train.schedule,
-        "warm_up": train.warm_up,
-        "drops": train.drops and ", ".join(map(str, train.drops)),
-        "drop_factor": train.drop_factor,
-        "momentum": train.momentum,
-        "weight_decay": train.weight_decay,
-        "evaluate_every": train.evaluate_every,
-        "criterion": prune.criterion,
-        "scope": prune.scope,
-        "output_rate": prune.output_rate,
-        "rewind": prune.rewind,
-        "from": prune.source,
-    }
-    return {key: str(value) for key, value in values.items() if value is not None}
+    """The settings that all networks of a pipeline share, by their keys in params.yaml; a data set's is `dataset`."""
+    sections = params.model_dump(mode="json", exclude_none=True, include=SECTIONS)
+    values = {key: value for section in sections.values() for key, value in section.items()}
+    values["dataset"] = values.pop("name")
+    values |= {"validation": params.validation_images, "iterations": params.iterations}  # what the settings come to
+    return {key: _shown(value) for key, value in values.items()}
+
+
+def _shown(value: object) -> str:
+    text = ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+    return text[:MAX_PARAM_VAL_LENGTH]
 
 
 def level_settings(params: Params, name: str) -> dict[str, str]:
-    """Those and what a level adds."""
+    """The settings of a pipeline and those of one of its levels."""
     path = params.path(name)
-    own = {} if name == "dense" else {"criterion": params.criterion(name), "scope": params.scope(name)}
-    return {
-        **settings(params),
-        **own,
+    values: dict[str, object] = {
         "level": name,
         "parent": "" if name == "dense" else params.levels[name].parent,
-        "path": ", ".join(map(str, path)),
-        "sparsity": str(path[-1] if path else 0.0),
+        "path": path,
+        "sparsity": path[-1] if path else 0.0,
     }
+    if name != "dense":
+        values |= {"arms": params.arms(name), "criterion": params.criterion(name), "scope": params.scope(name)}
+    return settings(params) | {key: _shown(value) for key, value in values.items()}
 
 
 def network_settings(params: Params, name: str, arm: str, seed: int) -> dict[str, str]:
-    """Those and what a network adds."""
+    """The settings of a level, with arm and seed."""
     return level_settings(params, name) | {"arm": arm, "seed": str(seed)}
 
 
@@ -166,8 +143,8 @@ def simple(output: Output, folder: Path) -> Content:
     if output.name == "download":
         params = {"dataset": output.params.data.name}
     elif output.name == "evaluate":
-        points = list(summary(load_table(folder / "tables/levels.csv")))
-        verdicts = load_table(folder / "tables/verdicts.csv").set_index("level")["verdict"]
+        points = list(summary(_table(folder, "levels")))
+        verdicts = _table(folder, "verdicts").set_index("level")["verdict"]
         params |= {f"verdict.{level}": verdict for level, verdict in verdicts.items()}
         artifacts["reports"] = partial(_copy, [folder / "metrics.json"])
         artifacts["reports/tables"] = partial(_copy, sorted((folder / "tables").iterdir()))
@@ -175,6 +152,13 @@ def simple(output: Output, folder: Path) -> Content:
         artifacts["figures"] = partial(_copy, sorted((folder / "figures").iterdir()))
         artifacts["report"] = partial(_copy, [folder / "report.html"])
     return Content(output.name, params, points, [data_input(output)], artifacts)
+
+
+def _table(folder: Path, name: str) -> pd.DataFrame:
+    try:
+        return load_table(folder / "tables" / f"{name}.csv")
+    except FileNotFoundError:
+        raise MissingError(f"evaluate: left no reports/tables/{name}.csv, as this version does") from None
 
 
 def _copy(files: Iterable[Path], target: Path) -> None:
@@ -228,7 +212,7 @@ def level(output: Output, folder: Path) -> tuple[Content, dict[tuple[str, int], 
         for record in histories[arm, seed].to_dict("records"):
             points += curve_points(record["iteration"], {curve: record[curve] for curve in CURVES})
         networks[arm, seed] = Content(
-            f"{output.name} {arm} {seed}",
+            _name(output, arm, seed),
             network_settings(output.params, output.name, arm, seed),
             points,
             data,
@@ -257,15 +241,16 @@ class Attempt:
 
     run: str
     networks: dict[tuple[str, int], str] = field(default_factory=dict)
-    logged: dict[str, set[tuple[str, int]]] = field(default_factory=dict)
+    logged: dict[str, set[tuple[str, int]]] = field(default_factory=lambda: defaultdict(set))
 
 
 @dataclass
 class Tally:
     """What became of the runs that outputs should have."""
 
-    there: int = 0  # complete before
-    elsewhere: int = 0  # being written by another machine
+    there: int = 0  # before
+    made: int = 0
+    completed: int = 0  # with artifacts that were lost
     restored: int = 0
     deleted: list[str] = field(default_factory=list)  # by a person, and so they stay
 
@@ -287,77 +272,62 @@ class Recorder:
         """The run of `download`, `evaluate` or `plot`."""
         with self.store.lock():
             found = self._stage_run(output, attempt)
-            if found and self._lacks(found, LAST_ARTIFACT.get(output.name)):
-                with output.files() as folder:
-                    self.store.restore_artifacts(found.info.run_id, simple(output, folder))
-            elif self._is_wanted(found, output.name):
-                with output.files() as folder:
-                    run = self._claim(output, found, attempt)
-                    if run:
-                        self.store.complete(run, simple(output, folder), attempt.logged.get(run) if attempt else None)
+            wanted, bare = self._is_wanted(found, output.name), self._is_bare(found, LAST_ARTIFACT.get(output.name))
+            if not wanted and not bare:
+                return
+            with output.files() as folder:
+                content = simple(output, folder)
+                if found:
+                    self._restore_artifacts(found, content)
+                else:
+                    run = attempt.run if attempt else self._create(output, content, milliseconds())
+                    self._complete(run, output.key, content, attempt)
 
     def level(self, output: Output, attempt: Attempt | None = None) -> None:
         """The run of a level's stage and those of its networks."""
-        attempt = attempt or Attempt("")
         with self.store.lock():
             found = self._stage_run(output, attempt)
             unfinished = self._is_wanted(found, output.name)
-            if found and not unfinished and not is_complete(found) and not is_deleted(found):
-                return  # another machine is at it
-            networks = self.networks(output)
-            wanted = [
-                (arm, seed)
-                for arm, seed in expected(output.params, output.name)
-                if self._is_wanted(networks.get(output.network_key(arm, seed)), f"{output.name} {arm} {seed}")
-            ]
-            if found and not unfinished:
+            keys = {each: output.network_key(*each) for each in expected(output.params, output.name)}
+            networks = self._networks(output, self.store.keep_one)
+            wanted = [each for each, key in keys.items() if self._is_wanted(networks.get(key), _name(output, *each))]
+            bare = [each for each, key in keys.items() if self._is_bare(networks.get(key), "mask")]
+            if found:
                 self._adopt(networks.values(), found.info.run_id)
-            bare = [each for each in expected(output.params, output.name) if self._is_bare(networks, output, *each)]
-            if not unfinished and not bare and (not wanted or found is None or is_deleted(found)):
+                if is_deleted(found):
+                    wanted = []  # below it they would not be seen
+            if not unfinished and not wanted and not bare:
                 return
             with output.files() as folder:
                 content, contents = level(output, folder)
-            for arm, seed in bare:
-                run = networks[output.network_key(arm, seed)].info.run_id
-                self.store.restore_artifacts(run, contents[arm, seed])
-            self.tally.there -= len(bare)
-            if not unfinished and (not wanted or found is None or is_deleted(found)):
-                return
-            run = self._claim(output, found, attempt)
-            if not run:
-                return
-            self._adopt(networks.values(), run)
-            start = renewed = milliseconds()
-            for row, (arm, seed) in enumerate(wanted):
-                key, lacking = output.network_key(arm, seed), None
-                if key in networks:
-                    child = networks[key].info.run_id
-                elif run == attempt.run and (arm, seed) in attempt.networks:
-                    child, lacking = attempt.networks[arm, seed], key
-                else:
-                    own = self.origin.tags(output.stage) | {PARENT: run, KEY: key}
-                    child = self.store.create(f"{output.name} {arm} {seed}", own, start + 1 + row)
-                self.store.complete(child, contents[arm, seed], attempt.logged.get(child), lacking)
-                if unfinished and milliseconds() - renewed > WRITING / 8:
-                    self.store.renew(run)
-                    renewed = milliseconds()
-            for ghost in self.store.children(run):  # of an attempt that others completed
-                if KEY not in ghost.data.tags:
-                    self.store.discard(ghost.info.run_id)
+            for each in bare:
+                self._restore_artifacts(networks[keys[each]], contents[each])
+            start, opened = milliseconds(), {}
+            if found:
+                parent = found.info.run_id
+            elif attempt:
+                parent, opened = attempt.run, dict(attempt.networks)
+                self._adopt(networks.values(), parent)
+            else:
+                parent = self._create(output, content, start, adopted=networks.values())
+            for row, each in enumerate(wanted):
+                run = opened.pop(each, None) or self._create(output, contents[each], start + 1 + row, parent)
+                self._complete(run, keys[each], contents[each], attempt)
+            for ghost in opened.values():  # of networks that have another run
+                self.store.discard(ghost)
             if unfinished:
-                self.store.complete(run, content, attempt.logged.get(run))
+                self._complete(parent, output.key, content, attempt)
 
     def evaluation(self, output: Output, levels: Iterable[Output], attempt: Attempt | None = None) -> None:
         """The run of `evaluate`, and on every network that it read its test results and the pipeline's tag."""
         with output.files() as folder:
-            networks, barriers, means = (
-                load_table(folder / f"tables/{name}.csv") for name in ("networks", "connectivity", "levels")
-            )
+            networks, barriers, means = (_table(folder, name) for name in ("networks", "connectivity", "levels"))
         networks = networks.merge(barriers, "left", ["level", "arm", "seed"])
         read = set(networks["level"])
         with self.store.lock():
             for of_level in (level for level in levels if level.name in read):
-                runs = self.networks(of_level)
+                # of two runs with one key none is deleted here: another machine may be at this, too
+                runs = self._networks(of_level, _first)
                 for row in networks[networks["level"] == of_level.name].to_dict("records"):
                     run = runs.get(of_level.network_key(row["arm"], row["seed"]))
                     self._add(run, output.pipeline_tag, {measure: row.get(measure) for measure in MEASURES})
@@ -366,64 +336,72 @@ class Recorder:
                     for row in means[means["level"] == of_level.name].to_dict("records")
                     for measure in MEASURES
                 }
-                self._add(next(iter(self.store.find(of_level.key)), None), output.pipeline_tag, values)
+                self._add(_first(self.store.find(of_level.key)), output.pipeline_tag, values)
             self.simple(output, attempt)
-            self._add(next(iter(self.store.find(output.key)), None), output.pipeline_tag, {})
+            self._add(_first(self.store.find(output.key)), output.pipeline_tag, {})
 
-    def networks(self, output: Output) -> dict[str, Run]:
-        """The runs of a level's networks by their keys, deleted ones only where there is no other."""
+    def _networks(self, output: Output, choose: Callable[[list[Run]], Run | None]) -> dict[str, Run]:
+        """A run of each of a level's networks by their keys, chosen where there are several."""
         by_key: dict[str, list[Run]] = {}
-        for run in self.store.search(f"tags.`{KEY}` LIKE '{output.name}/%/{output.digest}'", ViewType.ALL):
+        for run in self.store.find(f"{output.name}/%/{output.digest}", "LIKE"):
             by_key.setdefault(run.data.tags[KEY], []).append(run)
-        return {key: kept for key, runs in by_key.items() if (kept := self.store.keep_one(runs))}
+        return {key: chosen for key, runs in by_key.items() if (chosen := choose(runs))}
 
     def _stage_run(self, output: Output, attempt: Attempt | None) -> Run | None:
         """The run that an output's stage has in the store; an attempt beside it is discarded."""
         found = self.store.keep_one(self.store.find(output.key))
-        if found and attempt and attempt.run and attempt.run != found.info.run_id:
+        if found and attempt:
             self.store.discard(attempt.run)
         return found
 
     def _is_wanted(self, found: Run | None, name: str) -> bool:
-        """Whether a run has to be made or completed."""
-        if found is None:
-            return True
-        if is_deleted(found):
-            if not self.restore:
-                self.tally.deleted.append(name)
-                return False
+        """Whether a run has to be made."""
+        if found and not is_deleted(found):
+            self.tally.there += 1
+        elif found and self.restore:
             self.store.call("restore_run", found.info.run_id)
             self.tally.restored += 1
-        elif is_complete(found):
-            self.tally.there += 1
-        elif self.store.is_being_written(found):
-            self.tally.elsewhere += 1
-            return False
-        return not is_complete(found)
+        elif found:
+            self.tally.deleted.append(name)
+        return found is None
 
-    def _lacks(self, run: Run, artifact: str | None) -> bool:
-        return bool(artifact) and is_complete(run) and not is_deleted(run) and self.store.lacks(run, str(artifact))
+    def _is_bare(self, run: Run | None, artifact: str | None) -> bool:
+        """Whether a run has lost its artifacts."""
+        return bool(run and artifact and not is_deleted(run) and self.store.lacks(run, artifact))
 
-    def _is_bare(self, networks: Mapping[str, Run], output: Output, arm: str, seed: int) -> bool:
-        run = networks.get(output.network_key(arm, seed))
-        return run is not None and self._lacks(run, "mask")
+    def _restore_artifacts(self, run: Run, content: Content) -> None:
+        self.store.log_artifacts(run.info.run_id, content)
+        self.tally.there -= 1
+        self.tally.completed += 1
+
+    @cached_property
+    def _unfinished(self) -> list[Run]:
+        return self.store.unfinished()
+
+    def _create(
+        self, output: Output, content: Content, start: int, parent: str = "", adopted: Iterable[Run] = ()
+    ) -> str:
+        """A new run for what an output shows; what dead processes left of such a run goes.
+
+        ``adopted``: networks of the level that are complete and go below it.
+        """
+        own = self.origin.tags(output.stage) | ({PARENT: parent} if parent else {})
+        run = self.store.create(content.name, own, start)
+        self._adopt(adopted, run)
+        for ghost in self._unfinished:
+            if ghost.info.run_name == content.name and ghost.data.params.items() <= content.params.items():
+                self.store.discard(ghost.info.run_id)
+        return run
+
+    def _complete(self, run: str, key: str, content: Content, attempt: Attempt | None) -> None:
+        self.store.complete(run, key, content, attempt.logged[run] if attempt else ())
+        self.tally.made += 1
 
     def _adopt(self, networks: Iterable[Run], parent: str) -> None:
-        """Put a level's networks below its run, after `mlflow gc` has purged the one that they had."""
+        """Put a level's networks below its run, when they have none or that of a process that died."""
         for network in networks:
             if not is_deleted(network) and network.data.tags.get(PARENT) != parent:
                 self.store.call("set_tag", network.info.run_id, PARENT, parent)
-
-    def _claim(self, output: Output, found: Run | None, attempt: Attempt | None) -> str | None:
-        """The run to complete for an output's stage; None where another machine was faster, and completes its own."""
-        if found:
-            run = str(found.info.run_id)
-            return run if is_complete(found) or self.store.take_over(run) else None
-        run = attempt.run if attempt else ""
-        if not run:
-            own = self.origin.tags(output.stage) | {KEY: output.key, CLAIMED: self.store.claimed()}
-            run = self.store.create(output.name, own, milliseconds())
-        return run if self.store.claim(output.key, run) else None
 
     def _add(self, run: Run | None, tag: str, values: Mapping[str, float | None]) -> None:
         if run and not is_deleted(run) and tag not in run.data.tags:
@@ -435,6 +413,14 @@ class Recorder:
                 if key not in has and value is not None and not math.isnan(value)
             ]
             self.store.call("log_batch", run.info.run_id, metrics, tags=[RunTag(tag, "true")])
+
+
+def _first(runs: list[Run]) -> Run | None:
+    return next(iter(runs), None)
+
+
+def _name(output: Output, arm: str, seed: int) -> str:
+    return f"{output.name} {arm} {seed}"
 
 
 def expected(params: Params, level: str) -> list[tuple[str, int]]:

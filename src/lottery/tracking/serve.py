@@ -28,11 +28,6 @@ def connect(experiment: str) -> Store:
         raise LotteryError(f"MLflow at {shown_uri()} failed: {fault(error)}") from error
 
 
-def first_line(error: Exception) -> str:
-    """What an error says, in a line."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
 def serve_ui(port: int) -> None:
     """Serve the MLflow UI on 127.0.0.1 until interrupted, after printing the address that opens it well."""
     settings = params.load()

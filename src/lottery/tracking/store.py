@@ -1,21 +1,21 @@
-"""The MLflow store: connected, locked, and its runs found, claimed and completed by `lottery.key`."""
+"""The MLflow store: connected, locked, and its runs found and completed by `lottery.key`."""
 
 import hashlib
 import logging
 import os
+import socket
 import sqlite3
 import tempfile
 import time
-import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 from urllib.request import url2pathname
 
+import psutil
 from filelock import FileLock, Timeout
 
 from lottery.tracking.address import StoreError, is_sqlite, sqlite_path, sqlite_uri, tracking_uri
@@ -32,18 +32,16 @@ os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 
 from mlflow import MlflowClient
-from mlflow.entities import DatasetInput, Metric, Param, Run, RunTag, ViewType
+from mlflow.entities import DatasetInput, Metric, Param, Run, ViewType
 from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
-KEY = "lottery.key"  # one network, one identity: level, arm, seed and the DVC hash of the level's files
-CLAIMED = "lottery.claimed"  # which machine writes a run, and since when
-COMPLETE = "lottery.complete"  # written last: a run that has it is whole, and is never changed
-ATTEMPT = "lottery.attempt"  # on the runs of a stage that is not done; see `live`
+# One network, one identity: level, arm, seed and the DVC hash of the level's files. Written last: a run that has it is
+# complete, and what it shows is never changed.
+KEY = "lottery.key"
+PROCESS = "lottery.process"  # which process writes a run: its host, its id and when it started, as ids come again
 METRICS_A_BATCH = 800  # MLflow's limit of 1000 counts parameters and tags too
-SETTLING = 2.0  # seconds after which another machine's claim that was made at the same time can be seen
 ARTIFACT_COLUMNS = (("experiments", "artifact_location"), ("runs", "artifact_uri"))  # MLflow's tables
-WRITING = 120_000  # milliseconds that another machine has to complete what it claimed
 
 # what it logs as an error it raises too: a stage says it in a line, and not in a traceback of 40
 logging.getLogger("mlflow").setLevel(logging.CRITICAL)
@@ -75,8 +73,6 @@ class Store:
         if is_sqlite():
             self._prepare_sqlite(sqlite_path())
         self._client = self._watch(lambda: MlflowClient(self.uri))
-        self.made = 0
-        self.completed = 0
         self.experiment = self._find_or_create(experiment)
         if is_sqlite():
             _remove_folder_as_written(self.uri)
@@ -165,7 +161,8 @@ class Store:
             folder, name = sqlite_path().parent / ".lottery", "store.lock"
             folder.mkdir(exist_ok=True)
         else:
-            folder, name = Path(tempfile.gettempdir()), f"lottery-{os.getuid()}-{self._address}.lock"
+            address = hashlib.sha256(self.uri.encode()).hexdigest()[:16]
+            folder, name = Path(tempfile.gettempdir()), f"lottery-{os.getuid()}-{address}.lock"
         lock = FileLock(folder / name, timeout=120, is_singleton=True)
         try:
             lock.acquire()
@@ -175,19 +172,6 @@ class Store:
             yield
         finally:
             lock.release()
-
-    @property
-    def _address(self) -> str:
-        return hashlib.sha256(self.uri.encode()).hexdigest()[:16]
-
-    @cached_property
-    def _machine(self) -> str:
-        """A word for whoever shares `lock`: who calls the server by another name is another machine."""
-        path = Path(tempfile.gettempdir()) / f"lottery-{os.getuid()}-machine"
-        with FileLock(f"{path}.lock"):
-            if not path.exists():
-                path.write_text(uuid.uuid4().hex)
-            return f"{path.read_text()}-{self._address}"
 
     # --- runs ---
 
@@ -202,122 +186,74 @@ class Store:
             if not token:
                 return runs
 
-    def find(self, key: str) -> list[Run]:
-        """The runs with a key, in the order of `_rank`."""
-        return sorted(self.search(f"tags.`{KEY}` = '{key}'", ViewType.ALL), key=_rank)
+    def find(self, key: str, comparison: str = "=") -> list[Run]:
+        """The runs with a key, or with keys LIKE it; the one to keep comes first: active before deleted, by id."""
+        found = self.search(f"tags.`{KEY}` {comparison} '{key}'", ViewType.ALL)
+        return sorted(found, key=lambda run: (is_deleted(run), run.info.run_id))
 
     def keep_one(self, runs: Sequence[Run]) -> Run | None:
-        """Of the runs with one key that which stays; others, which a failure can leave, are deleted.
+        """Choose the run to keep of those that `find` gives for one key, and delete the others. Call it under `lock`.
 
-        But for those that another machine may be at, which deletes its own. Call it under `lock`.
+        Two machines that write the same outputs at the same time leave two runs.
         """
-        ranked = sorted(runs, key=_rank)
-        for run in ranked[1:]:
-            if not is_deleted(run) and not self.is_being_written(run):
+        for run in runs[1:]:
+            if not is_deleted(run):
                 self.discard(run.info.run_id)
-        return ranked[0] if ranked else None
+        return runs[0] if runs else None
 
-    def children(self, run: str, view: int = ViewType.ACTIVE_ONLY) -> list[Run]:
-        """The runs below a run."""
-        return self.search(f"tags.`{MLFLOW_PARENT_RUN_ID}` = '{run}'", view)
+    def unfinished(self) -> list[Run]:
+        """The runs without a key whose processes are dead; only those of this host can be known to be."""
+        condition = f"tags.`{KEY}` IS NULL AND tags.`{PROCESS}` LIKE '{socket.gethostname()} %'"
+        return [run for run in self.search(condition) if _is_dead(run.data.tags[PROCESS])]
 
     def create(self, name: str, tags: Mapping[str, str], start: int) -> str:
         """A new run's id; ``start`` in milliseconds since 1970."""
-        run = self.call("create_run", self.experiment, start_time=start, tags=dict(tags), run_name=name)
-        self.made += 1
+        own = {**tags, PROCESS: _this_process()}
+        run = self.call("create_run", self.experiment, start_time=start, tags=own, run_name=name)
         return str(run.info.run_id)
 
-    def claim(self, key: str, run: str) -> bool:
-        """Give a run its key, and say whether it is the one that keeps it.
-
-        The lock keeps the processes of one machine apart. Two machines may both find that no run has the key: then
-        each sees the other's here, and all but one delete their own.
-        """
-        self.call("log_batch", run, tags=[RunTag(KEY, key), RunTag(CLAIMED, self.claimed())])
-        if not is_sqlite():
-            time.sleep(SETTLING)
-        keeps = next(found for found in self.find(key) if not is_deleted(found))
-        if keeps.info.run_id != run:
-            self.discard(run)
-            self.made -= 1
-            return False
-        self.renew(run)
-        return True
-
-    def take_over(self, run: str) -> bool:
-        """Claim an incomplete run that nobody is at, and say whether no other machine did so at the same time."""
-        claim = self.claimed()
-        self.call("set_tag", run, CLAIMED, claim)
-        if not is_sqlite():
-            time.sleep(SETTLING)
-            if self.call("get_run", run).data.tags.get(CLAIMED) != claim:
-                return False
-        self.renew(run)
-        return True
-
-    def renew(self, run: str) -> None:
-        """Say that this machine still writes a run."""
-        self.call("set_tag", run, CLAIMED, f"{self.claimed()} won")
-
-    def claimed(self) -> str:
-        """A claim of this machine's, made now."""
-        return f"{self._machine} {milliseconds()}"
-
-    def is_being_written(self, run: Run) -> bool:
-        """Whether another machine has claimed a run and may be at it; a process of this one would hold the lock."""
-        machine, since, *_ = run.data.tags.get(CLAIMED, "none 0").split(" ")
-        return machine != self._machine and milliseconds() - int(since) < WRITING
+    def end(self, run: str, status: str) -> None:
+        """End a run that is not complete; its process says so itself, and so the run is none of `unfinished`."""
+        self.call("delete_tag", run, PROCESS)
+        self.call("set_terminated", run, status)
 
     def discard(self, run: str) -> None:
         """Delete a run that is no network's and no stage's after all, with its children; it leaves no key behind."""
-        for child in [*self.children(run), self.call("get_run", run)]:
-            if child.info.status == "RUNNING":
-                self.call("set_terminated", child.info.run_id, "KILLED")
-            if KEY in child.data.tags:
-                self.call("delete_tag", child.info.run_id, KEY)
+        children = self.search(f"tags.`{MLFLOW_PARENT_RUN_ID}` = '{run}'")
+        for each in [*children, self.call("get_run", run)]:
+            if each.info.status == "RUNNING":
+                self.call("set_terminated", each.info.run_id, "KILLED")
+            if KEY in each.data.tags:
+                self.call("delete_tag", each.info.run_id, KEY)
             with suppress(MlflowException):  # an account that may write may not delete: the run stays, as KILLED
-                self.call("delete_run", child.info.run_id)
+                self.call("delete_run", each.info.run_id)
 
-    def log(
-        self, run: str, points: Points, params: Mapping[str, str] | None = None, tags: Mapping[str, str] | None = None
-    ) -> None:
-        """Metrics, parameters and tags, in as few calls as may be."""
+    def log(self, run: str, points: Points, params: Mapping[str, str] | None = None) -> None:
+        """Metrics and parameters, in as few calls as may be."""
         at = milliseconds()
         metrics = [Metric(key, float(value), at, int(step)) for key, value, step in points]
         settings = [Param(*item) for item in (params or {}).items()]
-        own = [RunTag(*item) for item in (tags or {}).items()]
         for start in range(0, max(len(metrics), 1), METRICS_A_BATCH):
             batch = metrics[start : start + METRICS_A_BATCH]
-            if batch or settings or own:
-                self.call("log_batch", run, batch, settings, own)
-            settings, own = [], []
+            if batch or settings:
+                self.call("log_batch", run, batch, settings)
+            settings = []
 
-    def complete(
-        self, run: str, content: Content, logged: set[tuple[str, int]] | None = None, key: str | None = None
-    ) -> None:
-        """Write what a run lacks of its content, and of ``key`` where one is given, and last that it is complete.
+    def complete(self, run: str, key: str, content: Content, logged: Container[tuple[str, int]] = ()) -> None:
+        """Write what a run lacks of its content, and its key last.
 
-        ``logged``: the (key, step) of the points that it has, where the caller knows and has logged the parameters.
+        ``logged``: the (key, step) of the points that it has.
         """
-        params = content.params if logged is None else {}
-        if logged is None:
-            has = self.call("get_run", run).data.metrics
-            logged = {(key, point.step) for key in has for point in self.call("get_metric_history", run, key)}
         points = [point for point in content.points if (point[0], point[2]) not in logged]
-        self.log(run, points, params, {} if key is None else {KEY: key})
+        self.log(run, points, content.params)
         if content.inputs:
             self.call("log_inputs", run, list(content.inputs))
-        self._log_artifacts(run, content)
+        self.log_artifacts(run, content)
         self.call("set_terminated", run)
-        self.call("set_tag", run, COMPLETE, "true")
-        self.completed += 1
+        self.call("set_tag", run, KEY, key)
 
-    def restore_artifacts(self, run: str, content: Content) -> None:
-        """Make a complete run's artifacts anew."""
-        self._log_artifacts(run, content)
-        self.completed += 1
-
-    def _log_artifacts(self, run: str, content: Content) -> None:
+    def log_artifacts(self, run: str, content: Content) -> None:
+        """Write a run's artifacts, or write them anew."""
         for name, write in content.artifacts.items():
             with scratch() as folder:
                 write(folder)
@@ -345,15 +281,21 @@ def milliseconds() -> int:
     return time.time_ns() // 1_000_000
 
 
-def _rank(run: Run) -> tuple[bool, bool, bool, str]:
-    """By which of the runs with one key one stays: active before deleted, complete, claimed and settled, by id."""
-    won = run.data.tags.get(CLAIMED, "").endswith(" won")
-    return is_deleted(run), not is_complete(run), not won, run.info.run_id
+def _this_process() -> str:
+    return f"{socket.gethostname()} {os.getpid()} {psutil.Process().create_time():.0f}"
 
 
-def is_complete(run: Run) -> bool:
-    """Whether nothing is missing in a run."""
-    return COMPLETE in run.data.tags
+def _is_dead(process: str) -> bool:
+    """Whether a process of this host, as `_this_process` names it, has ended."""
+    host, pid, started = process.rsplit(" ", 2)
+    if host != socket.gethostname():  # a character of its name may stand for any in the search
+        return False
+    try:
+        found = psutil.Process(int(pid))
+        # the clock by which it started may have been set a little since
+        return bool(found.status() == psutil.STATUS_ZOMBIE or abs(found.create_time() - float(started)) > 2)
+    except psutil.NoSuchProcess:
+        return True
 
 
 def is_deleted(run: Run) -> bool:

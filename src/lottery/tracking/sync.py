@@ -3,7 +3,6 @@
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from itertools import chain
 from pathlib import Path
 
 from dvc.api import DVCFileSystem
@@ -16,16 +15,14 @@ from lottery import LotteryError
 from lottery.digests import digest, digest_of_files
 from lottery.params import Params
 from lottery.provenance import git, refusal
-from lottery.tracking.address import fault, shown_uri
-from lottery.tracking.attempts import Mark, left
+from lottery.tracking.address import fault, first_line, shown_uri
 from lottery.tracking.outputs import MissingError, Output, Recorded, recorded
-from lottery.tracking.runs import PARENT, Attempt, Origin, Recorder, origin_of_workspace
-from lottery.tracking.serve import connect, first_line
-from lottery.tracking.store import ATTEMPT, KEY, Store, is_complete, is_deleted
+from lottery.tracking.runs import PARENT, Origin, Recorder, origin_of_workspace
+from lottery.tracking.serve import connect
+from lottery.tracking.store import Store, is_deleted
 from lottery.workplace import root, scratch
 
 FILES = ("history.csv", "masks.safetensors")  # what a level's runs show; its weights are large and not among it
-Attempts = dict[str, list[tuple[Mark, list[Run]]]]  # unfinished ones whose outputs are whole, by the outputs' keys
 
 
 def sync(params: Params, revisions: Sequence[str] = (), all_commits: bool = False, restore: bool = False) -> list[str]:
@@ -39,43 +36,39 @@ def sync(params: Params, revisions: Sequence[str] = (), all_commits: bool = Fals
         raise LotteryError(refused)
     store = connect(params.tracking.mlflow_experiment)
     try:
-        attempts, lines = _end_attempts(store)
+        ended, lines = _end_dead(store), []
         if refused:
             lines.append(f"the runs that are made now name no commit: {refused}")
         commits = git("log", "--all", "--full-history", "--format=%H", "--", "dvc.lock").split() if all_commits else []
         if all_commits and not commits:
             lines.append("no commit has a dvc.lock")
         if not revisions and not all_commits:
-            lines += _sync(Recorder(store, origin_of_workspace(os.environ), restore), params, Workspace(), attempts)
+            lines += _sync(Recorder(store, origin_of_workspace(os.environ), restore), params, Workspace())
         for revision in dict.fromkeys([*revisions, *commits]):
             source, origin = _revision(revision)
             shown = origin.commit[:7] if revision == origin.commit else revision
             try:
-                told = _sync(Recorder(store, origin, restore), params, source, attempts)
+                told = _sync(Recorder(store, origin, restore), params, source)
             except (LotteryError, LookupError, ValueError) as error:
                 # among all commits a bad one costs its own runs alone
                 if revision in revisions:
                     raise LotteryError(f"--rev {revision}: {error}") from error
                 told = [str(error) if isinstance(error, LotteryError) else f"not of this version: {first_line(error)}"]
             lines += [f"{shown}: {line}" for line in told]
-        for _, runs in chain.from_iterable(attempts.values()):  # of outputs that are not among these; they stay marked
-            _end(store, runs)
-        return lines + _strangers(store)
+        stay = [run for run in ended if not is_deleted(store.call("get_run", run.info.run_id))]
+        return [f"the process of run {run.info.run_name} is dead: marked KILLED" for run in stay] + lines
     except LotteryError:
         raise
     except Exception as error:
         raise LotteryError(f"MLflow at {shown_uri()} failed: {fault(error)}") from error
 
 
-def _sync(recorder: Recorder, params: Params, source: "Workspace | Revision", attempts: Attempts) -> list[str]:
+def _sync(recorder: Recorder, params: Params, source: "Workspace | Revision") -> list[str]:
     """The runs of every output that a source has."""
-    store, tally = recorder.store, recorder.tally
-    store.made = store.completed = 0
     missing: list[str] = []
     levels: list[Output] = []
     for entry in recorded(source.lock(), params):
         output = entry.output(source.files)
-        attempt = _adopted(attempts, output)
         try:
             if entry.name == "evaluate":
                 same = source.models([level.name for level in levels]) == entry.deps.get("models")
@@ -83,20 +76,17 @@ def _sync(recorder: Recorder, params: Params, source: "Workspace | Revision", at
                     missing.append(
                         "evaluate: read other levels than those here, whose runs get no test results from it"
                     )
-                recorder.evaluation(output, levels if same else [], attempt)
+                recorder.evaluation(output, levels if same else [])
             elif entry.name in ("download", "plot"):
-                recorder.simple(output, attempt)
+                recorder.simple(output)
             else:
                 levels.append(output)
-                recorder.level(output, attempt)
+                recorder.level(output)
         except MissingError as error:
             missing.append(str(error))
-        else:
-            for mark, runs in attempts.pop(output.key, ()):
-                _end(store, runs)
-                mark.remove()
-    counts = {"made": store.made, "completed": store.completed - store.made, "restored": tally.restored}
-    counts |= {"already complete": tally.there, "being written by another machine": tally.elsewhere}
+    tally = recorder.tally
+    counts = {"made": tally.made, "completed": tally.completed, "restored": tally.restored}
+    counts |= {"already complete": tally.there}
     lines = ["runs: " + (", ".join(f"{count} {word}" for word, count in counts.items() if count) or "none")]
     if tally.deleted:
         names = ", ".join(tally.deleted[:5]) + (", ..." if len(tally.deleted) > 5 else "")
@@ -104,50 +94,13 @@ def _sync(recorder: Recorder, params: Params, source: "Workspace | Revision", at
     return lines + missing
 
 
-def _end_attempts(store: Store) -> tuple[Attempts, list[str]]:
-    """Mark the attempts of dead processes KILLED, but for those whose outputs are whole: these can be completed."""
-    whole: Attempts = {}
-    lines = []
-    for mark, key in left(shown_uri()):
-        runs = store.search(f"tags.`{ATTEMPT}` = '{mark.name}'")
-        if key:
-            whole.setdefault(key, []).append((mark, runs))
-            continue
-        lines += [f"the process of run {name} is dead: marked KILLED" for name in _end(store, runs)]
-        mark.remove()
-    return whole, lines
-
-
-def _end(store: Store, runs: Sequence[Run]) -> list[str]:
-    """Mark those of a dead process's runs KILLED that are still open; the names of its stages' among them."""
-    names = []
-    for run in (store.call("get_run", run.info.run_id) for run in runs):  # as it is now: completed, or deleted perhaps
-        if run.info.status == "RUNNING" and not is_deleted(run) and not store.is_being_written(run):
+def _end_dead(store: Store) -> list[Run]:
+    """Mark the running runs of dead processes KILLED; those of stages among them."""
+    with store.lock():
+        running = [run for run in store.unfinished() if run.info.status == "RUNNING"]
+        for run in running:
             store.call("set_terminated", run.info.run_id, "KILLED")
-            names += [] if PARENT in run.data.tags else [run.info.run_name]
-    return names
-
-
-def _strangers(store: Store) -> list[str]:
-    """A line on the runs of an older version, which finished without the tag that says that they are complete."""
-    with store.lock():  # or a run would count that another process completes just now
-        found = store.search(f"tags.`{KEY}` LIKE '%/%' AND attributes.status = 'FINISHED'")
-    count = sum(not is_complete(run) for run in found)
-    return [f"runs of an older version: {count}; they stay as they are, delete them in MLflow"] if count else []
-
-
-def _adopted(attempts: Attempts, output: Output) -> Attempt | None:
-    """The attempt whose runs an output's may be completed from."""
-    _, runs = next(iter(attempts.get(output.key, ())), (None, []))
-    stage = next((run.info.run_id for run in runs if PARENT not in run.data.tags), None)
-    if stage is None:
-        return None
-    networks = {
-        (run.data.params["arm"], int(run.data.params["seed"])): run.info.run_id
-        for run in runs
-        if PARENT in run.data.tags and "seed" in run.data.params
-    }
-    return Attempt(stage, networks)
+    return [run for run in running if PARENT not in run.data.tags]
 
 
 # --- where outputs lie -----------------------------------------------------------------------------------------------
@@ -222,7 +175,8 @@ class Revision:
                     place.parent.mkdir(exist_ok=True)
                     self._files.get_file(f"{self._prefix}{path}", str(place))
                 for path, total in entry.outs.items() if len(entry.outs) > 1 else ():  # which git has
-                    if digest(folder / path.removeprefix(f"{entry.folder}/")) != total:
+                    place = folder / path.removeprefix(f"{entry.folder}/")
+                    if not place.exists() or digest(place) != total:
                         raise MissingError(f"{path} of this commit is not what its dvc.lock records")
             except MissingError:
                 raise

@@ -1,0 +1,90 @@
+"""A trained network as a torch module, for whoever goes on with it: `lottery.load`."""
+
+from pathlib import Path
+
+from dvc.api import DVCFileSystem
+from torch import Tensor, nn
+
+from lottery import LotteryError, params
+from lottery.artifacts import load_contents, load_masks, load_parameters
+from lottery.data import load_split
+from lottery.images import Scaling
+from lottery.network import Masks, Parameters
+from lottery.provenance import git
+from lottery.reports import load_table
+from lottery.tracking.address import first_line
+from lottery.tracking.outputs import recorded
+from lottery.workplace import root, scratch
+
+
+class Network(nn.Module):
+    """A network at its early-stopping iteration, which verdicts judge; its pruned weights are 0.
+
+    It takes uint8 images [N, ...] of as many pixels as it has inputs, scales them, and gives logits [N, 10].
+    """
+
+    def __init__(self, parameters: Parameters, masks: Masks, scaling: Scaling, test_accuracy: float) -> None:
+        super().__init__()
+        self.scaling = scaling
+        self.test_accuracy = test_accuracy  # a fraction, as reports/tables/networks.csv has it
+        layers: list[nn.Module] = []
+        for index, (weight, bias, mask) in enumerate(zip(parameters.weights, parameters.biases, masks, strict=True)):
+            layer = nn.Linear(*weight.shape[1:])
+            layer.weight = nn.Parameter(weight[0].T.clone())
+            layer.bias = nn.Parameter(bias[0, 0].clone())
+            layers += [layer, nn.ReLU()]
+            self.register_buffer(f"mask{index}", mask[0].T.clone())  # bool [out, in], True where a weight is kept
+        self.layers = nn.Sequential(*layers[:-1])
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits [N, 10] of uint8 images [N, ...]."""
+        logits: Tensor = self.layers(self.scaling(images.flatten(1)))
+        return logits
+
+
+def load(level: str, arm: str = "ticket", seed: int = 0, rev: str | None = None) -> Network:
+    """Load one trained network.
+
+    It is the workspace's, or that of ``rev``: a commit, or a DVC experiment by name, from DVC's cache or remote. Raises
+    LotteryError where there is no such network, or where its files are not within reach.
+    """
+    if rev is None:
+        return _load(root(), level, arm, seed)
+    # DVC takes a project in a subfolder of a git repository for a repository within one, and names paths from git's
+    prefix = git("-C", str(root()), "rev-parse", "--show-prefix")
+    with scratch() as folder:
+        try:
+            files = DVCFileSystem(str(root()), rev=rev, subrepos=True)
+            for path in ("dvc.lock", "data", f"models/{level}", "reports/tables"):
+                if not files.exists(f"{prefix}{path}"):
+                    raise LotteryError(f"{rev}: has no {path}, where {level} would be")
+                files.get(f"{prefix}{path}", str(folder / path), recursive=True)
+        except LotteryError:
+            raise
+        except Exception as error:  # of DVC's, its data packages' or a remote's
+            raise LotteryError(f"{rev}: DVC cannot read {level}: {first_line(error)}") from error
+        return _load(folder, level, arm, seed)
+
+
+def _load(folder: Path, level: str, arm: str, seed: int) -> Network:
+    try:
+        lock = (folder / "dvc.lock").read_text(encoding="utf-8")
+        table = load_table(folder / "reports/tables/networks.csv")
+    except OSError as error:
+        raise LotteryError(f"{error.filename}: missing; `dvc repro` makes it") from error
+    accuracies = table.set_index(["level", "arm", "seed"])["test_accuracy"]
+    if (level, arm, seed) not in accuracies:
+        has = [f"{arm} {seed}" for found, arm, seed in accuracies.index if found == level]
+        others = f"{level} has {', '.join(has)}" if has else f"the levels are {', '.join(table['level'].unique())}"
+        raise LotteryError(f"level {level}, {arm}, seed {seed}: no such network; {others}")
+    # the parameters that made it, which params.yaml may not have any more
+    made = next(entry.params for entry in recorded(lock, params.load(root() / "params.yaml")) if entry.name == level)
+    models = folder / "models" / level
+    place = load_contents(models).networks.index((arm, seed))
+    here = slice(place, place + 1)
+    return Network(
+        load_parameters(models, "early_stopping").rows(here),
+        tuple(mask[here] for mask in load_masks(models)),
+        load_split(folder / made.data_file, made.validation_images, made.data.scale).scaling,
+        float(accuracies[level, arm, seed]),
+    )
