@@ -551,3 +551,5 @@ def test_a_report_that_is_missing_is_named_with_the_remedy(workspace: Path) -> N
     Path("reports/tables/claims.json").write_text('[{"name": "faster')
     with pytest.raises(LotteryError, match=r"^reports/tables/claims\.json: .*truncated.*dvc repro evaluate"):
         plot.load_claims()
+    with pytest.raises(LotteryError, match=r"^data/digits\.safetensors: missing.*dvc repro download"):
+        plot.digest_of_data(Path("data/digits.safetensors"))
