@@ -69,5 +69,12 @@ def test_ticket_against_reinit_at_a_level_is_paired_by_seed(networks: pd.DataFra
     assert {int(seed): value for seed, value in found.items()} == pytest.approx(expected.to_dict())
 
 
-def test_every_search_in_the_readme_is_run_here() -> None:
-    assert len(SNIPPETS) == 3
+def test_a_ticket_is_loaded(clone: Clone, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(clone.folder)
+    (snippet,) = [text for text in SNIPPETS if "lottery.load" in text]
+    exec(compile(snippet.replace('"p90"', '"p75"'), "README.md: load", "exec"), {})
+    assert "Linear(in_features=64" in capsys.readouterr().out
+
+
+def test_every_snippet_in_the_readme_is_run_here() -> None:
+    assert len(SNIPPETS) == 4

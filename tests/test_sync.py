@@ -29,6 +29,7 @@ from stores import (
     connect,
     keys,
     kill,
+    lines_of,
     lose_the_store,
     networks,
     picture,
@@ -423,9 +424,7 @@ def test_a_server_that_is_killed_while_a_stage_runs_costs_a_line(clone: Clone, t
             running = stage(clone, "prune", "prune@p75", MLFLOW_TRACKING_URI=uri)
             time.sleep(draws.uniform(4, 9))
             kill(server)
-            _, errors = running.communicate(timeout=PATIENCE)
-            assert running.returncode == 0
-            assert len(errors.splitlines()) <= 1, errors  # none, where the stage was done before
+            assert len(lines_of(running)) <= 1  # none, where the stage was done before
             assert clone.files("models/p75") == before
             port = int(uri.rpartition(":")[2])
         with serving(folder, port) as (uri, _):

@@ -272,15 +272,6 @@ def load_test(path: Path) -> Images:
     return _load(path, "test")
 
 
-def image_shape(path: Path) -> tuple[int, int]:
-    """(H, W) of a data file's images, read without the images. Raises LotteryError when it is missing or broken."""
-    with _opened(path) as file:
-        shape = file.get_slice("train_images").get_shape()
-    if len(shape) != 3:
-        raise _broken(path, f"train_images has the shape {shape}")
-    return shape[1], shape[2]
-
-
 def _load(path: Path, part: Literal["train", "test"]) -> Images:
     """One part's images, flattened to uint8 [N, H * W], and labels, int64 [N]."""
     with _opened(path) as file:

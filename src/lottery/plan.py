@@ -30,8 +30,7 @@ WEIGHT_DECAY: Final = 0.0
 TWINS: Final = False
 REWIND: Final = 0
 SOURCE: Final = "ticket"
-
-OUTPUT_RATE: Final = 0.5  # what prune.output_rate is where it means nothing, as under scope global
+OUTPUT_RATE: Final = 0.5  # prune.output_rate's default; beside 0 the only value that scope global accepts
 
 
 class Plan:

@@ -182,7 +182,7 @@ def prune_layers(
 def prune_globally(scores: tuple[Tensor, ...], masks: Masks, sparsity: float, output_layer: bool = True) -> Masks:
     """Prune all layers by one ranking: of all n prunable weights together keep round((1 - sparsity) n).
 
-    Without ``output_layer`` that one stays as it is, its weights among those that are kept.
+    If ``output_layer`` is False, the output layer is not pruned, and its weights count among those that are kept.
     """
     kept = round((1 - sparsity) * sum(mask[0].numel() for mask in masks))
     ranked = masks if output_layer else masks[:-1]

@@ -17,11 +17,13 @@ def main() -> None:
     """Steps 3 and 4 of the experiment."""
     p = params.load()
     name = level_name()
-    folder, parent = Path("models") / name, Path("models") / p.levels[name].parent
+    above = p.levels[name].parent
+    folder, parent = Path("models") / name, Path("models") / above
     with tracking.stage(p, name) as tracked:
         images = load_images(p)
-        check_level(p, "dense")
-        held = check_level(p, p.levels[name].parent)
+        held = check_level(p, above)
+        if above != "dense":
+            check_level(p, "dense")
         pruned = held.rows(p.prune.source if held.path else "dense")
         initial, final = (load_parameters(parent, which).rows(pruned) for which in ("initial", "final"))
         path = (*held.path, p.levels[name].sparsity)
