@@ -42,8 +42,10 @@ from stores import (
     sync,
 )
 
+from lottery import LotteryError
 from lottery.digests import digest
 from lottery.tracking.outputs import recorded
+from lottery.tracking.sync import Workspace
 
 RUNS = 27  # download, dense, 3 levels, evaluate, plot; 2 + 3 x 6 networks
 
@@ -251,6 +253,12 @@ def test_a_checkout_of_another_user_is_gits_matter_and_not_mlflows(clone: Clone)
 def test_a_revision_that_does_not_exist_is_one_line(clone: Clone) -> None:
     line = "--rev no-such-thing: neither a commit nor a DVC experiment; `dvc exp show` lists these"
     assert refused_sync(clone, "--rev", "no-such-thing") == line
+
+
+def test_a_dvc_lock_that_is_not_utf_8_is_no_fault_of_mlflows(workspace: Path) -> None:
+    (workspace / "dvc.lock").write_bytes(b"\xff")
+    with pytest.raises(LotteryError, match=r"^dvc\.lock: not UTF-8; `git checkout dvc\.lock` mends it$"):
+        Workspace().lock()
 
 
 # --- a store that was moved, copied or purged ------------------------------------------------------------------------
