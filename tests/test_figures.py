@@ -247,6 +247,15 @@ def test_the_difference_from_dense_has_its_interval_and_the_seeds_as_dots() -> N
     assert sorted(y for _, y in dots(axes, LOOKS["ticket"].color)) == pytest.approx([-2, -1.5, -1])
 
 
+@pytest.mark.parametrize("draw", [figures.accuracy_vs_pruning, figures.early_stopping, figures.accuracy_difference])
+def test_the_dots_of_every_arm_are_within_the_axes(draw: Callable[[Results], Figure]) -> None:
+    axes = only_axes(draw(results(CHAIN, ["ticket", "reinit", "random"])))
+    drawn = [line for line in axes.lines if line.get_marker() == "."]
+    assert drawn
+    for line in drawn:
+        assert line.get_transform().transform(line.get_xydata())[:, 0].max() < axes.bbox.x1
+
+
 @pytest.mark.parametrize("draw", [figures.accuracy_vs_pruning, figures.accuracy_difference])
 def test_an_interval_smaller_than_a_marker_is_seen_at_its_sides(draw: Callable[[Results], Figure]) -> None:
     axes = only_axes(draw(with_accuracies(0.96, 0.96, 0.960001)))

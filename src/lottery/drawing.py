@@ -304,7 +304,7 @@ def set_density_axis(axes: Axes, results: Results) -> None:
 
     densities = sorted(set(results.percent.values()), reverse=True)
     axes.set_xscale("log")
-    axes.set_xlim(1.08 * densities[0], densities[-1] / 1.08)
+    axes.set_xlim(1.08 * densities[0], densities[-1] / 1.15)  # with room for the dots of the last level
     axes.set_xticks(densities, labels=_with_room(densities, axes))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xlabel("density: weights kept, log scale")
