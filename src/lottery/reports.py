@@ -10,6 +10,17 @@ from lottery.claims import Claim, Finding
 from lottery.statistics import by_level
 from lottery.verdicts import Judged
 
+DECIMALS = 6  # of means and other measures in tables and in MLflow; an accuracy on 10,000 images has four
+
+
+def rounded(table: pd.DataFrame) -> pd.DataFrame:
+    """A table as it is written: numbers with six decimals, p-values with six significant digits.
+
+    Verdicts and intervals are computed from the numbers before.
+    """
+    small = {column: table[column].map(lambda p: float(f"{p:.6g}")) for column in ("p", "p_holm") if column in table}
+    return table.round(DECIMALS).assign(**small)
+
 
 def compared(levels: pd.DataFrame, judged: Sequence[Judged] = ()) -> dict[str, Any]:
     """What people compare between pipelines, in percent: the numbers of reports/metrics.json.
@@ -49,13 +60,17 @@ def _judged_claim(claim: Claim, finding: Finding) -> dict[str, Any]:
         "tested": claim.tested,
         "verdict": finding.verdict,
         "unit": finding.unit,
-        "estimate": finding.interval.mean if finding.interval else None,
-        "low": low,
-        "high": high,
+        "estimate": _rounded(finding.interval.mean if finding.interval else None),
+        "low": _rounded(low),
+        "high": _rounded(high),
         "papers_number": finding.papers_number,
         "papers_number_within": finding.papers_number_within,
         "note": finding.note,
     }
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, DECIMALS)
 
 
 def warnings(levels: pd.DataFrame) -> Iterator[str]:

@@ -8,14 +8,18 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from mlflow.exceptions import MlflowException
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from sqlalchemy import create_engine
 
 from lottery import LotteryError, params
 from lottery.tracking.address import fault, is_own, shown_uri, tracking_uri
+from lottery.tracking.outputs import PIPELINE, recorded
 from lottery.tracking.store import Store, milliseconds
 from lottery.workplace import root
 
-VIEW = "networks"  # what the address calls the view that `serve_ui` saves
+ALL = "all"  # what an address calls the view of all runs; that of a pipeline has the pipeline's name
+NO_NETWORKS = f" and tags.{MLFLOW_PARENT_RUN_ID} IS NULL"
+FIRST_PAGE = 100  # runs that MLflow's page loads at first
 
 
 def connect(experiment: str) -> Store:
@@ -34,15 +38,20 @@ def serve_ui(port: int) -> None:
     if is_own() and (root() / "dvc.lock").exists():
         _complete(settings)
     store = connect(settings.tracking.mlflow_experiment)
-    view = f"mlflow.sharedViewState.{VIEW}"
-    with suppress(MlflowException, OSError):  # who may not write sees the view that others left, or the usual columns
-        store.call("set_experiment_tag", store.experiment, view, _view(settings.every_arm))
+    pipeline, condition = _pipeline(store)
+    views = {ALL: _view("All runs", settings.every_arm)}
+    if pipeline:
+        views[pipeline] = _view(f"Pipeline {pipeline}", settings.every_arm, condition)
+    with suppress(MlflowException, OSError):  # who may not write sees the views that others left, or the usual columns
+        for name, view in views.items():
+            store.call("set_experiment_tag", store.experiment, f"mlflow.sharedViewState.{name}", view)
     uri = tracking_uri()
     base = shown_uri() if uri.startswith("http") else f"http://127.0.0.1:{port}"
-    # the page opens in its mode for language models unless its address says otherwise; an order in the address would
-    # make MLflow ignore the view, so the view has it
-    query = f"workflowType=machine_learning&viewStateShareKey={VIEW}"
-    print(f"MLflow UI: {base}/#/experiments/{store.experiment}/runs?{query}", flush=True)
+    if pipeline:
+        print(f"pipeline {pipeline}; all runs: {_address(base, store, ALL)}")
+        if NO_NETWORKS in condition:
+            print(f"levels alone, as the page shows {FIRST_PAGE} runs: without `{NO_NETWORKS}` the search has networks")
+    print(f"MLflow UI: {_address(base, store, pipeline or ALL)}", flush=True)
     if not uri.startswith("http"):
         os.environ["MLFLOW_BACKEND_STORE_URI"] = uri  # a command line, which all users see, would show its password
         os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"  # four processes for language models' evaluations
@@ -63,27 +72,49 @@ def _complete(settings: params.Params) -> None:
             print(line, file=sys.stderr)
 
 
-def _view(arms: Sequence[str]) -> str:
+def _pipeline(store: Store) -> tuple[str, str]:
+    """The pipeline that this workspace's dvc.lock records, and the condition of its runs; empty where it has none."""
+    try:
+        entries = recorded((root() / "dvc.lock").read_text(encoding="utf-8"), params.load())
+        pipeline = next(entry.pipeline for entry in entries if entry.name == "evaluate")
+    except (OSError, LotteryError, StopIteration):
+        return "", ""
+    condition = f"tags.`{PIPELINE}{pipeline}` = 'true'"
+    found = len(store.search(condition)) if pipeline else 0
+    return (pipeline, condition if found <= FIRST_PAGE else f"{condition}{NO_NETWORKS}") if found else ("", "")
+
+
+def _address(base: str, store: Store, view: str) -> str:
+    # the page opens in its mode for language models unless its address says otherwise; an order or a search in the
+    # address would make MLflow ignore the view, so the view has them
+    return f"{base}/#/experiments/{store.experiment}/runs?workflowType=machine_learning&viewStateShareKey={view}"
+
+
+def _view(name: str, arms: Sequence[str], condition: str = "") -> str:
     """The runs in the order of the pipeline with their test accuracy, as a saved view of MLflow's.
 
     An address cannot name columns, but it can name a saved view, which is a tag of the MLflow experiment. MLflow's page
     lists it under "Views".
     """
     widths = {
-        "attributes.`Run Name`": 180,
-        "runDateAndNestInfo": 140,  # the column "Created"
+        "attributes.`Run Name`": 230,
         "metrics.`test_accuracy`": 115,  # a network's
-        **{f"metrics.`test_accuracy.{arm}`": 160 for arm in arms},  # a level's mean over seeds
-        "metrics.`density`": 100,
+        **{f"metrics.`test_accuracy.{arm}`": 160 for arm in ("dense", *arms)},  # a level's mean over seeds
+        "metrics.`density`": 90,
+        "tags.`lottery.experiment`": 130,
+        "params.`dataset`": 90,
+        "params.`learning_rate`": 110,
+        "runDateAndNestInfo": 140,  # the column "Created"
         "duration": 90,
         "attributes.`Source`": 130,
         "attributes.`Dataset`": 260,
     }
     state = {
+        "searchFilter": condition,
         "orderByKey": "attributes.start_time",
         "orderByAsc": True,
         "selectedColumns": list(widths),
         "columnOrder": list(widths),
         "columnWidths": widths,
     }
-    return json.dumps({"name": "Networks", "createdAt": milliseconds(), "state": json.dumps(state)})
+    return json.dumps({"name": name, "createdAt": milliseconds(), "state": json.dumps(state)})
