@@ -326,7 +326,7 @@ def test_a_levels_note_has_a_line_per_pipeline_and_its_name_the_first_ones(
         assert line.startswith(f"Pipeline {pipeline}: {verdict}; the tickets stop at 0.90 (0.50 to 1.60) times")
     assert f"- `p50`: {verdict}" in found["evaluate · 22222222"]
     assert "`reports/report.html`" in found["evaluate · 22222222"]
-    assert "arm `reinit` (The ticket's mask with a fresh init" in found["p50 reinit 1 · 22222222"]
+    assert "arm `reinit`, seed 1. It keeps " in found["p50 reinit 1 · 22222222"]
 
 
 def test_a_runs_name_has_the_dvc_experiment_that_made_it(store: Store, output: Output, evaluated: Output) -> None:

@@ -29,20 +29,22 @@ def of_level(output: Output, networks: int) -> str:
 
 def of_network(level: str, arm: str, seed: int, kept: int, density: float, stop: Mapping[str, Any], loss: float) -> str:
     """The note of a network; ``stop`` is its row of `statistics.early_stopping`."""
-    what = f" ({(ARMS[arm].__doc__ or '').partition(chr(10))[0].rstrip('.')})" if arm in ARMS else ""
-    censored = " It is censored: this is its last evaluation, and it may have improved further."
-    return (
-        f"Level `{level}`, arm `{arm}`{what}, seed {seed}. It keeps {kept:,} weights ({100 * density:.3g} %) and stops "
-        f"early at iteration {stop['early_stopping_iteration']}, with a validation loss of {loss:.4f}."
-        + (censored if stop["censored"] else "")
+    told = (
+        f"Level `{level}`, arm `{arm}`, seed {seed}. It keeps {kept:,} weights ({100 * density:.3g} %) and stops early "
+        f"at iteration {stop['early_stopping_iteration']}, with a validation loss of {loss:.4f}."
     )
+    if stop["censored"]:
+        told += " It is censored: this is its last evaluation, and it may have improved further."
+    what = (ARMS[arm].__doc__ or "").partition("\n")[0] if arm in ARMS else ""
+    return f"{told}\n\n{what}".strip()
 
 
 def of_evaluation(output: Output, findings: Findings) -> str:
     """The note of `evaluate`: the answer, a line per level, and where the report is."""
+    first, *rest = answer(findings)
+    where = f"The report is `{REPORT}`; this pipeline's run `plot` has it as an artifact."
     lines = [f"- `{each['level']}`: {_verdict(each)}" for each in findings.judged]
-    where = f"The report is `{REPORT}`; the run `plot` of this pipeline has it as an artifact."
-    return "\n\n".join([f"**{answer(findings)[0]}** {' '.join(answer(findings)[1:])}", "\n".join(lines), where])
+    return "\n\n".join([f"**{first}**", where, " ".join(rest), "\n".join(lines)]).strip()
 
 
 def of_plot(output: Output) -> str:

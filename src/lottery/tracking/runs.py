@@ -207,7 +207,7 @@ def summary(levels: pd.DataFrame) -> Iterator[tuple[str, float, int]]:
             path.insert(0, parents[path[0]])
         for arm in levels["arm"].unique():
             if arm != "dense":
-                name = f"accuracy_by_pruning/{arm}" + (f".{leaf}" if len(leaves) > 1 else "")
+                name = f"accuracy/{arm}" + (f".{leaf}" if len(leaves) > 1 else "")
                 for level in path:
                     value = accuracy.get((level, arm if level != "dense" else "dense"))
                     if value is not None:

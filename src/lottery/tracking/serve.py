@@ -98,13 +98,14 @@ def _view(name: str, arms: Sequence[str], condition: str = "") -> str:
     """
     widths = {
         "attributes.`Run Name`": 230,
+        "runDateAndNestInfo": 135,  # the column "Created", which MLflow shows here in any case
+        **dict.fromkeys(("metrics.`test_accuracy.dense`", "metrics.`test_accuracy.ticket`"), 147),  # means over seeds
         "metrics.`test_accuracy`": 115,  # a network's
-        **{f"metrics.`test_accuracy.{arm}`": 160 for arm in ("dense", *arms)},  # a level's mean over seeds
+        **{f"metrics.`test_accuracy.{arm}`": 150 for arm in arms if arm != "ticket"},
         "metrics.`density`": 90,
         "tags.`lottery.experiment`": 130,
         "params.`dataset`": 90,
         "params.`learning_rate`": 110,
-        "runDateAndNestInfo": 140,  # the column "Created"
         "duration": 90,
         "attributes.`Source`": 130,
         "attributes.`Dataset`": 260,
