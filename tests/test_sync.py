@@ -5,6 +5,7 @@ would find are those of real neighbours: DVC that restores outputs, reads other 
 that die or never answer, two machines at once, and a stage that logs while it trains.
 """
 
+import json
 import os
 import random
 import shutil
@@ -547,6 +548,28 @@ def test_the_ui_begins_with_what_the_store_lacks(clone: Clone) -> None:
     assert sum(line.startswith(f"pipeline {pipeline}; all runs: http") for line in lines) == 2
     assert len(lines) == 5
     assert picture(store(clone)) == expected
+
+
+def test_the_view_of_a_pipeline_of_more_runs_than_a_page_shows_has_its_stages(clone: Clone) -> None:
+    served = (
+        "import os; os.execv = lambda *command: None\n"
+        "from lottery.tracking import serve; serve.FIRST_PAGE = 10; serve.serve_ui(5000)"
+    )
+    told = clone.run(sys.executable, "-c", served)
+    assert "stages alone: the page shows 10 runs, and this pipeline has 27; `lottery.pipeline." in told
+    client = store(clone)
+    tags = client.get_experiment_by_name("lottery-tickets").tags
+    view = tags["mlflow.sharedViewState." + told.strip().rpartition("=")[2]]
+    found = runs(client, json.loads(json.loads(view)["state"])["searchFilter"])
+    assert [name(run) for run in found] == ["download", "dense", "p50", "p75", "p80-at-once", "evaluate", "plot"]
+
+
+def test_a_folder_without_a_pipeline_of_its_own_opens_all_runs(clone: Clone) -> None:
+    (clone.folder / "dvc.lock").unlink()
+    served = "import os; os.execv = lambda *c: None\nfrom lottery.tracking.serve import serve_ui; serve_ui(5000)"
+    (line,) = clone.run(sys.executable, "-c", served).splitlines()
+    assert line.startswith("MLflow UI: http")
+    assert line.endswith("&viewStateShareKey=all")
 
 
 @pytest.mark.slow

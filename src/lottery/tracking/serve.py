@@ -18,7 +18,7 @@ from lottery.tracking.store import Store, milliseconds
 from lottery.workplace import root
 
 ALL = "all"  # what an address calls the view of all runs; that of a pipeline has the pipeline's name
-NO_NETWORKS = f" and tags.{MLFLOW_PARENT_RUN_ID} IS NULL"
+STAGES = f" and tags.{MLFLOW_PARENT_RUN_ID} IS NULL"  # no networks
 FIRST_PAGE = 100  # runs that MLflow's page loads at first
 
 
@@ -38,20 +38,27 @@ def serve_ui(port: int) -> None:
     if is_own() and (root() / "dvc.lock").exists():
         _complete(settings)
     store = connect(settings.tracking.mlflow_experiment)
-    pipeline, condition = _pipeline(store)
+    pipeline, count = _pipeline(store)
     views = {ALL: _view("All runs", settings.every_arm)}
     if pipeline:
+        condition = f"tags.`{PIPELINE}{pipeline}` = 'true'" + (STAGES if count > FIRST_PAGE else "")
         views[pipeline] = _view(f"Pipeline {pipeline}", settings.every_arm, condition)
     with suppress(MlflowException, OSError):  # who may not write sees the views that others left, or the usual columns
         for name, view in views.items():
             store.call("set_experiment_tag", store.experiment, f"mlflow.sharedViewState.{name}", view)
     uri = tracking_uri()
     base = shown_uri() if uri.startswith("http") else f"http://127.0.0.1:{port}"
+    # the page opens in its mode for language models unless its address says otherwise; an order or a search in the
+    # address would make MLflow ignore the view, so the view has them
+    page = f"{base}/#/experiments/{store.experiment}/runs?workflowType=machine_learning&viewStateShareKey="
     if pipeline:
-        print(f"pipeline {pipeline}; all runs: {_address(base, store, ALL)}")
-        if NO_NETWORKS in condition:
-            print(f"levels alone, as the page shows {FIRST_PAGE} runs: without `{NO_NETWORKS}` the search has networks")
-    print(f"MLflow UI: {_address(base, store, pipeline or ALL)}", flush=True)
+        print(f"pipeline {pipeline}; all runs: {page}{ALL}")
+    if count > FIRST_PAGE:
+        print(
+            f"stages alone: the page shows {FIRST_PAGE} runs, and this pipeline has {count}; "
+            f"`{PIPELINE}{pipeline}` in the search without `{STAGES.strip()}` shows networks too"
+        )
+    print(f"MLflow UI: {page}{pipeline or ALL}", flush=True)
     if not uri.startswith("http"):
         os.environ["MLFLOW_BACKEND_STORE_URI"] = uri  # a command line, which all users see, would show its password
         os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"  # four processes for language models' evaluations
@@ -72,22 +79,14 @@ def _complete(settings: params.Params) -> None:
             print(line, file=sys.stderr)
 
 
-def _pipeline(store: Store) -> tuple[str, str]:
-    """The pipeline that this workspace's dvc.lock records, and the condition of its runs; empty where it has none."""
-    try:
-        entries = recorded((root() / "dvc.lock").read_text(encoding="utf-8"), params.load())
-        pipeline = next(entry.pipeline for entry in entries if entry.name == "evaluate")
-    except (OSError, LotteryError, StopIteration):
-        return "", ""
-    condition = f"tags.`{PIPELINE}{pipeline}` = 'true'"
-    found = len(store.search(condition)) if pipeline else 0
-    return (pipeline, condition if found <= FIRST_PAGE else f"{condition}{NO_NETWORKS}") if found else ("", "")
-
-
-def _address(base: str, store: Store, view: str) -> str:
-    # the page opens in its mode for language models unless its address says otherwise; an order or a search in the
-    # address would make MLflow ignore the view, so the view has them
-    return f"{base}/#/experiments/{store.experiment}/runs?workflowType=machine_learning&viewStateShareKey={view}"
+def _pipeline(store: Store) -> tuple[str, int]:
+    """The pipeline that this workspace's dvc.lock records, and how many runs it has; "" and 0 where it has none."""
+    with suppress(OSError, LotteryError):
+        for entry in recorded((root() / "dvc.lock").read_text(encoding="utf-8"), params.load()):
+            if entry.name == "evaluate" and entry.pipeline:
+                count = len(store.search(f"tags.`{PIPELINE}{entry.pipeline}` = 'true'"))
+                return (entry.pipeline, count) if count else ("", 0)
+    return "", 0
 
 
 def _view(name: str, arms: Sequence[str], condition: str = "") -> str:
