@@ -1,37 +1,42 @@
 .DEFAULT_GOAL := help
-.PHONY: help repro test test-all lint ui server clean
+.PHONY: help repro test test-all lint ui server summary clean clean-all
 
-PYTHON ?= python3
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-repro: .venv/ready  ## run the pipeline: what is not up to date, and nothing else
+repro:  ## run the pipeline: what is not up to date, and nothing else
+	@scripts/environment
 	lottery repro
 
 test: lint  ## linter, type checker and tests
 	pytest -m "not slow" -n 2 --dist worksteal
 
-test-all: .venv/ready  ## the tests that `make test` has no room for
+test-all:  ## the tests that `make test` has no room for
+	@scripts/environment dev
 	pytest -m slow
 
-lint: .venv/ready  ## linter and type checker alone
+lint:  ## linter and type checker alone
+	@scripts/environment dev
 	ruff check .
 	ruff format --check .
 	mypy
 
-ui: .venv/ready  ## the MLflow UI on 127.0.0.1, at the address that it prints
-	lottery ui
+ui:  ## the MLflow UI on 127.0.0.1, at the address that it prints; PORT=5001 where 5000 is taken
+	@scripts/environment
+	@exec lottery ui $(if $(PORT),--port $(PORT))
 
-server: .venv/ready  ## MLflow for a team, on PostgreSQL (docs/team.md); OPTIONS='--host ...' go to `lottery server`
+server:  ## MLflow for a team, on PostgreSQL (docs/team.md); OPTIONS='--host ...' go to `lottery server`
+	@scripts/environment team
 	exec lottery server $(OPTIONS)
 
-clean:  ## remove the environment and the tools' caches; DVC's cache and MLflow's store stay
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis src/*.egg-info
+summary:  ## metrics against the revision BASE and the verdict per level, in Markdown
+	@scripts/environment >&2
+	@scripts/summary $(BASE)
 
-# a file, so that setting up happens once, and again when the requirements change
-.venv/ready: pyproject.toml constraints.txt
-	$(PYTHON) -m venv .venv
-	.venv/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
-	touch $@
+clean:  ## remove the environment and the tools' caches; it says what it leaves
+	@scripts/clean
+
+clean-all:  ## remove everything that the project made, results and cache too; it asks first, YES=1 is a yes
+	@YES=$(YES) scripts/clean all

@@ -15,7 +15,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import requests
-from clones import Clone
+from clones import Clone, said
 from mlflow import MlflowClient
 from mlflow.entities import Run, ViewType
 
@@ -131,9 +131,14 @@ def stage(clone: Clone, module: str, name: str, **variables: str) -> "subprocess
 
 def run_stage(clone: Clone, module: str, name: str, code: int = 0, **variables: str) -> list[str]:
     """Run a stage to this exit code: the lines that it says."""
-    _, errors = (process := stage(clone, module, name, **variables)).communicate(timeout=PATIENCE)
-    assert process.returncode == code, errors
-    return errors.splitlines()
+    return lines_of(stage(clone, module, name, **variables), code)
+
+
+def lines_of(running: "subprocess.Popen[str]", code: int = 0) -> list[str]:
+    """Wait for a stage to end with this exit code: the lines that it says, its progress left out."""
+    _, errors = running.communicate(timeout=PATIENCE)
+    assert running.returncode == code, errors
+    return said(errors)
 
 
 def refused_sync(clone: Clone, *arguments: str, **variables: str) -> str:

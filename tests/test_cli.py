@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -83,20 +84,6 @@ def test_the_module_runs_as_a_command() -> None:
     assert (ran.returncode, ran.stderr) == (0, "")
 
 
-def test_the_ui_gets_the_stores_address_where_no_list_of_processes_shows_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    monkeypatch.setenv("MLFLOW_BACKEND_STORE_URI", "")
-    words: list[str] = []
-    monkeypatch.setattr(os, "execv", lambda program, arguments: words.extend(arguments))
-    assert main(["ui"]) == 0
-    assert "server" in words
-    assert not [word for word in words if "mlflow.db" in word]
-    assert os.environ["MLFLOW_BACKEND_STORE_URI"] == uri
-
-
 @pytest.mark.parametrize("words", [[], ["chekc"], ["ui", "--port", "http"]])
 def test_a_command_that_does_not_exist_exits_with_2(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
@@ -112,3 +99,20 @@ def test_help_lists_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
     help_text = capsys.readouterr().out
     assert "validate params.yaml" in help_text
     assert "serve the MLflow UI" in help_text
+
+
+def test_the_version_is_the_installed_one(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match=r"^0$"):
+        main(["--version"])
+    assert capsys.readouterr().out == f"lottery {version('lottery')}\n"
+
+
+def test_bash_completes_commands_and_options(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["completion", "bash"]) == 0
+    Path("lottery.bash").write_text(capsys.readouterr().out, encoding="utf-8")
+    for words, expected in (("lottery se", ["server"]), ("lottery ui --po", ["--port"])):
+        last = len(words.split()) - 1
+        typed = f"COMP_WORDS=({words}); COMP_CWORD={last}; COMP_LINE='{words}'; COMP_POINT={len(words)}"
+        script = f"source ./lottery.bash; {typed}; _shtab_lottery; echo ${{COMPREPLY[@]}}"
+        done = subprocess.run(["bash", "--norc", "-c", script], capture_output=True, text=True, check=True)
+        assert done.stdout.split() == expected

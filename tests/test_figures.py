@@ -1,6 +1,7 @@
 """What the figures show, and that the same results draw the same bytes."""
 
 import math
+import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -14,6 +15,7 @@ import pytest
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from PIL import Image
 
 from lottery import LotteryError, figures, mask_figures
@@ -129,9 +131,20 @@ def only_axes(figure: Figure) -> Axes:
     return axes
 
 
+def drawn_through(axes: Axes, color: str) -> list[Line2D]:
+    """The lines of this colour that join points; markers alone do not."""
+    return [line for line in axes.lines if line.get_color() == color and line.get_linestyle() != "None"]
+
+
+def dots(axes: Axes, color: str) -> list[tuple[float, float]]:
+    """The seeds that are drawn in this colour."""
+    lines = [line for line in axes.lines if line.get_color() == color and line.get_marker() == "."]
+    return [(float(x), float(y)) for line in lines for x, y in line.get_xydata()]
+
+
 def curve(axes: Axes, color: str) -> list[tuple[float, float]]:
-    """The points of the one line of more than a point that has this colour."""
-    (line,) = [line for line in axes.lines if line.get_color() == color and len(line.get_xdata()) > 2]
+    """The points of the one line of this colour through more than two points."""
+    (line,) = [line for line in drawn_through(axes, color) if len(line.get_xdata()) > 2]
     return [(float(x), float(y)) for x, y in line.get_xydata()]
 
 
@@ -150,7 +163,7 @@ def test_the_same_results_draw_the_same_bytes_whatever_matplotlibs_settings_and_
     for path in sorted((tmp_path / "first").iterdir()):
         assert path.read_bytes() == (tmp_path / "second" / path.name).read_bytes(), path.name
         with Image.open(path) as image:
-            assert set(image.info) == {"dpi"}  # no date, and no version of matplotlib
+            assert set(image.info) == {"dpi", "Description"}  # no date, and no version of matplotlib
             assert 1200 <= image.width <= 1400, "twice the width of a README is too large, less than it too coarse"
 
 
@@ -211,12 +224,65 @@ def test_accuracy_runs_from_dense_to_the_sparsest_level_on_a_logarithmic_axis() 
     assert [y for _, y in points] == pytest.approx([100 * value for value in expected])
 
 
-def test_the_band_spans_the_seeds() -> None:
-    drawn = results({"p80": ("dense", 0.8)}, ["ticket"])
-    band = only_axes(figures.accuracy_vs_pruning(drawn)).collections[0].get_paths()[0].vertices
-    seeds = 100 * drawn.networks.query("level == 'p80'")["test_accuracy"]
+def with_accuracies(*accuracies: float) -> Results:
+    """One level with tickets of these test accuracies, and dense networks of 97, 98 and 99 %."""
+    drawn = results({"p80": ("dense", 0.8)}, ["ticket"], range(len(accuracies)))
+    drawn.networks["test_accuracy"] = [*(0.97, 0.98, 0.99)[: len(accuracies)], *accuracies]
+    return replace(drawn, levels=summarize(drawn.networks))
+
+
+def test_the_band_is_the_95_percent_interval_and_the_seeds_are_dots() -> None:
+    axes = only_axes(figures.accuracy_vs_pruning(with_accuracies(0.96, 0.965, 0.97)))
+    band = axes.collections[0].get_paths()[0].vertices
     at_level = band[np.isclose(band[:, 0], 20), 1]
-    assert (at_level.min(), at_level.max()) == pytest.approx((seeds.min(), seeds.max()))
+    reach = 4.302653 * 0.5 / 3**0.5  # t of two degrees of freedom, a deviation of 0.5 points, three seeds
+    assert (at_level.min(), at_level.max()) == pytest.approx((96.5 - reach, 96.5 + reach))
+    assert dots(axes, LOOKS["ticket"].color) == [(pytest.approx(20), pytest.approx(y)) for y in (96, 96.5, 97)]
+
+
+def test_the_difference_from_dense_has_its_interval_and_the_seeds_as_dots() -> None:
+    axes = only_axes(figures.accuracy_difference(with_accuracies(0.96, 0.965, 0.97)))
+    (interval,) = axes.collections[0].get_segments()
+    assert interval[:, 1] == pytest.approx([-1.5 - 1.2421, -1.5 + 1.2421], abs=1e-4)  # -1, -1.5 and -2
+    assert sorted(y for _, y in dots(axes, LOOKS["ticket"].color)) == pytest.approx([-2, -1.5, -1])
+
+
+@pytest.mark.parametrize("draw", [figures.accuracy_vs_pruning, figures.early_stopping, figures.accuracy_difference])
+def test_the_dots_of_every_arm_are_within_the_axes(draw: Callable[[Results], Figure]) -> None:
+    axes = only_axes(draw(results(CHAIN, ["ticket", "reinit", "random"])))
+    drawn = [line for line in axes.lines if line.get_marker() == "."]
+    assert drawn
+    for line in drawn:
+        assert line.get_transform().transform(line.get_xydata())[:, 0].max() < axes.bbox.x1
+
+
+@pytest.mark.parametrize("draw", [figures.accuracy_vs_pruning, figures.accuracy_difference])
+def test_an_interval_smaller_than_a_marker_is_seen_at_its_sides(draw: Callable[[Results], Figure]) -> None:
+    axes = only_axes(draw(with_accuracies(0.96, 0.96, 0.960001)))
+    lines = [line for line in axes.lines if line.get_color() == LOOKS["ticket"].color]
+    (mean,) = [line for line in lines if line.get_marker() == LOOKS["ticket"].marker]
+    ends = [line for line in lines if line.get_marker() == "_"]
+    assert ends
+    assert all(end.get_markersize() > mean.get_markersize() + 2 for end in ends)
+
+
+def test_the_wide_interval_of_two_seeds_leaves_the_means_readable() -> None:
+    axes = only_axes(figures.accuracy_vs_pruning(with_accuracies(0.96, 0.97)))
+    low, high = axes.get_ylim()
+    assert high - low < 10, "the interval of the tickets alone is 12.7 points wide"
+
+
+def test_the_interval_of_a_censored_level_has_no_upper_limit() -> None:
+    drawn = results(CHAIN, ["ticket"])
+    drawn.levels["censored"] = [0, 0, 0, 1]
+    drawn.networks["early_stopping_iteration"] = [40, 60, 40] * 4
+    axes = only_axes(figures.early_stopping(drawn))
+    band = axes.collections[0].get_paths()[0].vertices
+    top = axes.get_ylim()[1]
+    assert band[np.isclose(band[:, 0], 10), 1].max() == top
+    assert band[np.isclose(band[:, 0], 40), 1].max() < top
+    (words,) = [text for text in texts(figures.early_stopping(drawn)) if "Hollow" in text]
+    assert "no upper limit" in words.replace("\n", " ")
 
 
 @pytest.mark.parametrize(
@@ -235,7 +301,7 @@ def test_a_line_joins_each_level_to_its_parent(levels: dict[str, tuple[str, floa
 
 def test_where_there_are_several_paths_the_figure_says_which_line_is_which() -> None:
     notes = [text for text in texts(figures.accuracy_vs_pruning(results(BRANCHED))) if "Lines:" in text]
-    assert notes == ["Mean over 3 seeds, shaded from the lowest to the highest. Lines: solid to p90, dashed to q95."]
+    assert notes == ["Mean over 3 seeds with its 95 % interval. Dots: seeds. Lines: solid to p90, dashed to q95."]
 
 
 def test_the_difference_is_paired_by_seed() -> None:
@@ -256,10 +322,18 @@ def test_the_markers_of_censored_levels_are_hollow() -> None:
 
 
 def test_the_table_shows_means_deviations_and_differences() -> None:
-    drawn = results({"p80": ("dense", 0.8)}, ["ticket"])
-    drawn.networks["test_accuracy"] = [0.97, 0.98, 0.99, 0.96, 0.965, 0.97]
-    written = texts(figures.results_table(replace(drawn, levels=summarize(drawn.networks))))
-    assert {"p80", "20 %", "200", "98.00 ± 1.00", "96.50 ± 0.50", "\N{MINUS SIGN}1.50"} <= written
+    written = texts(figures.results_table(with_accuracies(0.96, 0.965, 0.97)))
+    assert {"p80", "20.00 %", "200", "98.00 ± 1.00", "96.50 ± 0.50", "\N{MINUS SIGN}1.50"} <= written
+
+
+def test_denses_accuracy_stands_in_a_column_of_its_own() -> None:
+    axes = only_axes(figures.results_table(results(CHAIN)))
+    places: dict[str, set[float]] = {}
+    for text in axes.texts:
+        places.setdefault(text.get_text(), set()).add(round(text.get_position()[0], 3))
+    (dense,) = [text for text in axes.texts if "±" in text.get_text() and text.get_position()[1] < 0.9]
+    assert round(dense.get_position()[0], 3) in places["dense"]
+    assert not {round(dense.get_position()[0], 3)} & (places["ticket"] | places["reinit"] | places["random"])
 
 
 def test_one_seed_has_no_deviation() -> None:
@@ -267,24 +341,106 @@ def test_one_seed_has_no_deviation() -> None:
     assert not any("±" in text for text in texts(figures.results_table(drawn)))
 
 
+ROUNDS = {f"round{k}": (f"round{k - 1}" if k > 1 else "dense", 1 - 0.8**k) for k in range(1, 18)}
+
+
+def test_learning_curves_show_every_level_up_to_six_and_dense_in_each_panel() -> None:
+    six = {f"p{k}": (f"p{k - 1}" if k > 1 else "dense", 0.1 * k) for k in range(1, 7)}
+    for levels, note in ((CHAIN, ""), (six, ""), (ROUNDS, "6 of 17 levels.")):
+        figure = figures.learning_curves(results(levels))
+        panels = [axes for axes in figure.axes if axes.get_visible()]
+        shown = [axes.get_title().partition(",")[0] for axes in panels]
+        assert shown == (list(levels) if not note else ["round1", "round4", "round7", "round11", "round14", "round17"])
+        for axes in panels:
+            assert curve(axes, LOOKS["dense"].color)
+        assert any(note in text for text in texts(figure))
+    above_an_empty_place = figures.learning_curves(results(CHAIN)).axes[1]
+    assert above_an_empty_place.get_xlabel() == "iteration"
+
+
+def test_learning_curves_are_told_apart_without_colours() -> None:
+    figure = figures.learning_curves(results(CHAIN, [*ARMS, "finetune"]))
+    for axes in figure.axes[:3]:
+        styles = [line._unscaled_dash_pattern for line in axes.lines if len(line.get_xdata()) > 2]
+        assert len(styles) == len({str(style) for style in styles}) == 5
+    handles = {line.get_label(): line._unscaled_dash_pattern for line in figure.legends[0].get_lines()}
+    assert len({str(style) for style in handles.values()}) == 5
+
+
+@pytest.mark.parametrize("levels", [CHAIN, ROUNDS, dict(list(ROUNDS.items())[:5])], ids=["3", "17", "5"])
+@pytest.mark.parametrize("name", sorted(FIGURES))
+def test_every_axis_with_numbers_says_what_they_are(name: str, levels: dict[str, tuple[str, float]]) -> None:
+    figure = FIGURES[name](results(levels, twins=("dense", "ticket")))
+    assert figure
+    figure.draw_without_rendering()
+    for axes in figure.axes:
+        if axes.get_visible() and axes.axison:
+            for axis in (axes.xaxis, axes.yaxis):
+                numbers = [text for text in axis.get_ticklabels() if text.get_visible() and text.get_text()]
+                assert not numbers or axis.get_label_text(), (axes.get_title(), [text.get_text() for text in numbers])
+            bottom = axes.get_subplotspec() is None or axes.get_subplotspec().is_last_row()
+            assert not bottom or axes.get_xlabel() or name == "mask_inputs", axes.get_title()
+
+
+@pytest.mark.parametrize("name", ["combined_metrics", "parameter_reduction"])
+def test_the_legend_of_layers_is_over_no_bar_and_within_the_figure(name: str) -> None:
+    drawn = results(ROUNDS | {f"once{k}": ("dense", k / 10) for k in range(1, 7)})
+    with matplotlib.rc_context():
+        matplotlib.rcParams.update(figures.STYLE)
+        figure = FIGURES[name](drawn)
+        assert figure
+        figure.draw_without_rendering()
+    (axes,) = [axes for axes in figure.axes if axes.get_title(loc="left") == "Weights kept"]
+    legend = axes.get_legend()
+    assert legend
+    box = legend.get_window_extent()
+    assert not [bar for bar in axes.patches if bar.get_width() and bar.get_window_extent().overlaps(box)]
+    assert not [text for text in axes.texts if text.get_window_extent().overlaps(box)]
+    assert figure.bbox.x0 <= box.x0 <= box.x1 <= figure.bbox.x1
+
+
+@pytest.mark.parametrize("name", sorted(FIGURES))
+def test_every_figure_has_words_that_give_its_values(name: str) -> None:
+    drawn = results(CHAIN, twins=("dense", "ticket"))
+    figure = FIGURES[name](drawn)
+    assert figure
+    words = figure.get_label()
+    assert re.search(r"\d", words)
+    assert words != (FIGURES[name].__doc__ or "").partition("\n")[0]
+    assert len(words) < 700
+    if name == "accuracy_vs_pruning":
+        mean = 100 * drawn.networks.groupby(["level", "arm"])["test_accuracy"].mean()
+        assert f"ticket {mean['p40', 'ticket']:.2f} (p40), {mean['p60', 'ticket']:.2f} (p60)" in words
+
+
 # --- masks -----------------------------------------------------------------------------------------------------------
 
 
-def test_structure_shows_connected_units_and_the_fraction_of_kept_weights_on_a_path() -> None:
+def test_structure_shows_the_units_that_are_cut_off_and_the_kept_weights_on_no_path() -> None:
     drawn = results(CHAIN)
+    drawn.networks.loc[drawn.networks["level"] == "dense", ["connected_inputs", "effective_density"]] = [64, 1.0]
     panels = mask_figures.mask_structure(drawn).axes
-    titles = ["Connected inputs", "Connected units, hidden layer 1", "Kept weights that lie on a path"]
+    titles = ["Inputs without a connection", "Units of hidden layer 1 without a connection", "Kept weights on no path"]
     assert [axes.get_title() for axes in panels if axes.get_visible()] == titles
+    assert panels[0].get_ylabel() == "of 64"
     means = drawn.networks.groupby(["level", "arm"])
-    inputs = curve(panels[0], LOOKS["ticket"].color)
     path = [("dense", "dense"), *((level, "ticket") for level in CHAIN)]
-    assert inputs == [
-        (pytest.approx(100 * means["density"].mean()[at]), pytest.approx(means["connected_inputs"].mean()[at]))
+    assert curve(panels[0], LOOKS["ticket"].color) == [
+        (pytest.approx(100 * means["density"].mean()[at]), pytest.approx(64 - means["connected_inputs"].mean()[at]))
         for at in path
     ]
     last = curve(panels[2], LOOKS["ticket"].color)[-1]
     p90 = drawn.networks.query("level == 'p90' and arm == 'ticket'")["effective_density"]
-    assert last == (pytest.approx(10), pytest.approx(100 * p90.mean() / 0.1))
+    assert last == (pytest.approx(10), pytest.approx(100 * (1 - p90.mean() / 0.1)))
+
+
+def test_few_units_that_are_cut_off_fill_the_panel() -> None:
+    drawn = results(CHAIN)
+    drawn.networks["connected_inputs"] = [64] * 3 + [64, 63, 62] * 9
+    axes = mask_figures.mask_structure(drawn).axes[0]
+    low, high = axes.get_ylim()
+    assert low == 0
+    assert 1 <= high < 5, "two of 64 inputs would lie on the edge of an axis of 64"
 
 
 def test_structure_says_which_arms_lie_under_the_ticket() -> None:
@@ -317,8 +473,7 @@ def test_without_tickets_the_figures_of_tickets_say_so(draw: Callable[[Results],
 
 
 def test_kept_weights_are_drawn_for_six_levels_at_most_with_dense_and_the_sparsest_among_them() -> None:
-    rounds = {f"round{k}": (f"round{k - 1}" if k > 1 else "dense", 1 - 0.8**k) for k in range(1, 18)}
-    drawn = results(rounds)
+    drawn = results(ROUNDS)
     figure = mask_figures.kept_weights(drawn)
     labels = [axes.get_ylabel() for axes in figure.axes if axes.get_ylabel()]
     assert len(labels) == 6
@@ -417,3 +572,5 @@ def test_a_report_that_is_missing_is_named_with_the_remedy(workspace: Path) -> N
     Path("reports/tables/claims.json").write_text('[{"name": "faster')
     with pytest.raises(LotteryError, match=r"^reports/tables/claims\.json: .*truncated.*dvc repro evaluate"):
         plot.load_claims()
+    with pytest.raises(LotteryError, match=r"^data/digits\.safetensors: missing.*dvc repro download"):
+        plot.digest_of_data(Path("data/digits.safetensors"))

@@ -31,8 +31,9 @@ def test_a_stage_waits_for_mlflow_only_as_long_as_it_answers(
     monkeypatch.setattr(StageRun, "connect", lambda self: None)
     monkeypatch.setattr("lottery.tracking.live.NO_ANSWER_SQLITE", 0.1)
     run = StageRun(load(ROOT / "params.yaml"), "plot")
+    run._watched(lambda: None)
     begun = time.monotonic()
-    run._wait(lambda: time.monotonic() > begun + 0.3)  # idle, as while networks train
+    run._wait(lambda: time.monotonic() > begun + 0.3)  # no call is under way, as while networks train
     assert run._failed is None
     run._since = time.monotonic()
     run._wait(lambda: False)

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from lottery.claims import CLAIMS, Finding
-from lottery.reports import compared, judged_claims, warnings
+from lottery.reports import compared, judged_claims, warning
 from lottery.statistics import interval
 
 # of a network with 12 + 8 weights; rows in the order of a tree that goes p80 first
@@ -41,10 +41,32 @@ def test_a_pipeline_without_levels_reports_the_dense_networks() -> None:
 def test_where_more_than_half_of_an_arm_is_censored_the_remedy_is_named() -> None:
     counts = [("dense", "dense", 2), ("p80", "ticket", 3), ("p80", "random", 5)]
     levels = pd.DataFrame(counts, columns=["level", "arm", "censored"]).assign(n=5)
-    first, second = warnings(levels)
-    assert first.startswith("p80 ticket: 3 of 5 networks are censored")
-    assert second.startswith("p80 random: 5 of 5 networks are censored")
-    assert "raise train.iterations (or epochs) in params.yaml" in first
+    assert warning(levels, 4580, 250) == (
+        "most networks of p80 ticket (3 of 5), p80 random (5 of 5) are censored, "
+        "their last evaluation being their best; train longer to see where they stop "
+        "(train.epochs or train.iterations in params.yaml)"
+    )
+    assert warning(levels.assign(censored=2), 4580, 250) == ""
+
+
+def test_one_line_warns_of_however_many_arms() -> None:
+    levels = pd.DataFrame({"level": [f"p{k}" for k in range(16)], "arm": "ticket", "censored": [0] + [4] * 15, "n": 5})
+    line = warning(levels, 4580, 250)
+    assert line.startswith("most networks of p1 ticket (4 of 5), p2 ticket (4 of 5), ")
+    assert "p4 ticket (4 of 5), 11 more are censored" in line
+    assert "\n" not in line
+
+
+def test_where_all_networks_are_censored_for_want_of_evaluations_the_warning_says_how_often_to_evaluate() -> None:
+    counts = [("dense", "dense", 5), ("p80", "ticket", 5)]
+    levels = pd.DataFrame(counts, columns=["level", "arm", "censored"]).assign(n=5)
+    assert warning(levels, 105, 250) == (
+        "all networks are censored, their last evaluation being their best: how fast they learn is not known; "
+        "evaluated 1 time in 105 iterations: set train.evaluate_every to 5, or train longer "
+        "(train.epochs or train.iterations in params.yaml)"
+    )
+    assert "set train.evaluate_every to 1, " in warning(levels, 2, 250)
+    assert "train.evaluate_every" not in warning(levels, 2500, 250)
 
 
 def test_a_level_has_the_density_of_its_tickets_in_whatever_order_its_arms_stand() -> None:

@@ -6,11 +6,11 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from clones import ROOT, SMALL, Clone
+from clones import ROOT, Clone
 from mlflow import MlflowClient
 
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-SNIPPETS = [text for text in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "mlflow." in text]
+SNIPPETS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+SEARCHES = [text for text in SNIPPETS if "lottery.load" not in text]
 LEVELS = {"p90": {"sparsity": 0.9, "parent": "dense"}, "p95": {"sparsity": 0.95, "parent": "p90"}}
 
 
@@ -42,7 +42,7 @@ def found(evaluated: Clone, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     monkeypatch.chdir(evaluated.folder)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     names: dict[str, Any] = {}
-    for snippet in SNIPPETS:
+    for snippet in SEARCHES:
         exec(compile(snippet, "README.md", "exec"), names)
     return names
 
@@ -76,6 +76,14 @@ def test_ticket_against_reinit_at_a_level_is_paired_by_seed(found: dict[str, Any
     assert {int(seed): value for seed, value in found["difference"].items()} == pytest.approx(expected.to_dict())
 
 
-def test_every_search_in_the_readme_is_run_here() -> None:
-    assert len(SNIPPETS) == 3
-    assert SMALL["tracking"]["mlflow_experiment"] in SNIPPETS[0]
+def test_a_ticket_is_loaded(
+    evaluated: Clone, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(evaluated.folder)
+    (snippet,) = set(SNIPPETS) - set(SEARCHES)
+    exec(compile(snippet, "README.md: load", "exec"), {})
+    assert "Linear(in_features=64" in capsys.readouterr().out
+
+
+def test_every_snippet_in_the_readme_is_run_here() -> None:
+    assert (len(SNIPPETS), len(SEARCHES)) == (4, 3)

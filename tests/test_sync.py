@@ -30,6 +30,7 @@ from stores import (
     connect,
     keys,
     kill,
+    lines_of,
     lose_the_store,
     name,
     networks,
@@ -46,6 +47,7 @@ from stores import (
 from lottery.digests import digest
 from lottery.tracking.outputs import recorded
 
+SERVE = "from lottery.tracking import serve; serve._serve = lambda port, told: print(told)\n"
 RUNS = 27  # download, dense, 3 levels, evaluate, plot; 2 + 3 x 6 networks
 
 
@@ -429,9 +431,7 @@ def test_a_server_that_is_killed_while_a_stage_runs_costs_a_line(clone: Clone, t
             running = stage(clone, "prune", "prune@p75", MLFLOW_TRACKING_URI=uri)
             time.sleep(draws.uniform(4, 9))
             kill(server)
-            _, errors = running.communicate(timeout=PATIENCE)
-            assert running.returncode == 0
-            assert len(errors.splitlines()) <= 1, errors  # none, where the stage was done before
+            assert len(lines_of(running)) <= 1  # none, where the stage was done before
             assert clone.files("models/p75") == before
             port = int(uri.rpartition(":")[2])
         with serving(folder, port) as (uri, _):
@@ -536,26 +536,20 @@ def test_the_ui_begins_with_what_the_store_lacks(clone: Clone) -> None:
     sync(clone)
     expected = picture(store(clone))
     lose_the_store(clone)
-    served = (
-        "import os; os.execv = lambda *command: None\n"
-        "from lottery.tracking.serve import serve_ui; serve_ui(5000); serve_ui(5000)"
-    )
+    served = f"{SERVE}serve.serve_ui(0); serve.serve_ui(0)"
     lines = clone.run(sys.executable, "-c", served).splitlines()
     assert f"runs: {RUNS} made" in lines
     (pipeline,) = {run.data.params["pipeline"] for run in runs(store(clone)) if name(run) in ("evaluate", "plot")}
-    where = f"MLflow UI: http://127.0.0.1:5000/#/experiments/1/runs?workflowType=machine_learning&viewStateShareKey={pipeline}"
-    assert lines.count(where) == 2
+    assert (
+        sum(line.startswith("MLflow UI: ") and line.endswith(f"&viewStateShareKey={pipeline}") for line in lines) == 2
+    )
     assert sum(line.startswith(f"pipeline {pipeline}; all runs: http") for line in lines) == 2
     assert len(lines) == 5
     assert picture(store(clone)) == expected
 
 
 def test_the_view_of_a_pipeline_of_more_runs_than_a_page_shows_has_its_stages(clone: Clone) -> None:
-    served = (
-        "import os; os.execv = lambda *command: None\n"
-        "from lottery.tracking import serve; serve.FIRST_PAGE = 10; serve.serve_ui(5000)"
-    )
-    told = clone.run(sys.executable, "-c", served)
+    told = clone.run(sys.executable, "-c", f"{SERVE}serve.FIRST_PAGE = 10; serve.serve_ui(0)")
     assert "stages alone: the page shows 10 runs, and this pipeline has 27; `lottery.pipeline." in told
     client = store(clone)
     tags = client.get_experiment_by_name("lottery-tickets").tags
@@ -566,8 +560,7 @@ def test_the_view_of_a_pipeline_of_more_runs_than_a_page_shows_has_its_stages(cl
 
 def test_a_folder_without_a_pipeline_of_its_own_opens_all_runs(clone: Clone) -> None:
     (clone.folder / "dvc.lock").unlink()
-    served = "import os; os.execv = lambda *c: None\nfrom lottery.tracking.serve import serve_ui; serve_ui(5000)"
-    (line,) = clone.run(sys.executable, "-c", served).splitlines()
+    (line,) = clone.run(sys.executable, "-c", f"{SERVE}serve.serve_ui(0)").splitlines()
     assert line.startswith("MLflow UI: http")
     assert line.endswith("&viewStateShareKey=all")
 

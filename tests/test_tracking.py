@@ -14,10 +14,10 @@ from typing import Any
 import pandas as pd
 import pytest
 import yaml
-from clones import SMALL, Clone
+from clones import SMALL, Clone, said
 from mlflow import MlflowClient
 from PIL import Image
-from stores import KEY, PARENT, PATIENCE, name, networks, refused_sync, run_stage, runs, serving, stage, store
+from stores import KEY, PARENT, PATIENCE, lines_of, name, networks, refused_sync, run_stage, runs, serving, stage, store
 
 from lottery.tracking.store import Content, Store
 
@@ -199,9 +199,7 @@ def test_an_interrupted_stage_is_killed_in_mlflow_and_leaves_the_outputs_alone(c
         assert time.monotonic() < deadline
         time.sleep(0.2)
     running.send_signal(signal.SIGTERM)
-    _, errors = running.communicate(timeout=PATIENCE)
-    assert running.returncode == 130
-    assert errors.splitlines() == ["interrupted; `dvc repro` starts this stage anew"]
+    assert lines_of(running, 130) == ["interrupted; `dvc repro` starts this stage anew"]
     assert [name(run) for run in runs(store(clone), "attributes.status = 'KILLED'")] == DENSE
     assert clone.files("models/dense") == before
 
@@ -324,7 +322,7 @@ def test_a_server_gets_all_networks_and_their_artifacts(clone: Clone, server: st
     variables = {"MLFLOW_TRACKING_URI": uri, "MLFLOW_HTTP_REQUEST_TIMEOUT": "60"}
     printed, errors = (told := stage(clone, "evaluate", "evaluate", **variables)).communicate(timeout=PATIENCE)
     assert (told.returncode, printed) == (0, "")
-    assert [line for line in errors.splitlines() if "are censored" not in line] == []  # which 4 epochs leave some
+    assert [line for line in said(errors) if "are censored" not in line] == []  # which 4 epochs leave some
     client = MlflowClient(server)
     after = networks(client)
     assert after.keys() == before.keys()

@@ -89,12 +89,15 @@ def test_a_control_that_is_not_as_accurate_as_dense_makes_no_ticket_ordinary(con
 def test_fewer_than_three_seeds_decide_nothing(seeds: int) -> None:
     (judged,) = judge(networks({"p80": GOOD}, seeds), 0.2, 1.25)
     assert (judged.verdict, judged.survives) == ("undecided", None)
-    assert explanation(judged) == f"{seeds} seed{'s' * (seeds > 1)}, of 3 at least"
+    assert explanation(judged) == f"{seeds} seed{'s' * (seeds > 1)}; a verdict needs 3 train.seeds"
 
 
 def test_without_a_control_nothing_is_special() -> None:
     (judged,) = judge(networks({"p80": {arm: GOOD[arm] for arm in ("ticket", "reinit")}}), 0.2, 1.25)
-    assert (judged.verdict, explanation(judged)) == ("undecided", "the control random is missing")
+    assert (judged.verdict, explanation(judged)) == (
+        "undecided",
+        "the control random is missing; add it to the level's arms",
+    )
 
 
 def test_levels_without_a_ticket_are_not_judged() -> None:
@@ -107,7 +110,7 @@ def test_a_censored_ticket_leaves_speed_undecided() -> None:
     (judged,) = judge(networks({"p80": GOOD}, censored=("ticket",)), 0.2, 1.25)
     assert judged.verdict == "undecided"
     assert judged.decisive == ("fast",)
-    assert explanation(judged) == "fast: a ticket is censored, raise train.iterations"
+    assert explanation(judged) == ("fast: a ticket is censored, so train longer (train.epochs or train.iterations)")
     slow = GOOD | {"ticket": (0.3, 1600.0)}
     (judged,) = judge(networks({"p80": slow}, censored=("ticket",)), 0.2, 1.25)
     assert judged.verdict == "undecided"
@@ -126,10 +129,41 @@ def test_an_undecided_level_names_what_fails_and_the_seeds_it_needs() -> None:
     assert judged.decisive == ("beats random",)
     # differences of 1.5 x 4 x NOISE: a deviation of 0.0949 points against a gain of 0.3, whatever was observed
     assert judged.seeds == {"beats random": 4}
-    assert explanation(judged) == "beats random: not shown, though about 4 seeds would do"
+    assert explanation(judged) == (
+        "beats random: not shown, though 5 seeds are enough for a gain of 0.3 points; "
+        "a smaller one needs more train.seeds"
+    )
     noisy = networks({"p80": GOOD | {"ticket": (-0.02, 700.0), "random": (-0.12, 900.0)}}, noise=8)
     (judged,) = judge(noisy, 0.2, 1.25)
-    assert explanation(judged) == "equal: needs about 15 seeds; beats random: needs about 6 seeds"
+    assert explanation(judged) == (
+        "equal: not shown with 5 seeds, needs about 15 train.seeds; "
+        "beats random: not shown with 5 seeds, needs about 6 train.seeds"
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "noise", "expected"),
+    [
+        (
+            {"ticket": (-0.2, 700.0)},
+            1,
+            "equal: not shown, though 5 seeds are enough for a ticket as accurate as dense; ",
+        ),
+        ({"ticket": (0.3, 1250.0)}, 1, "fast: not shown, though 5 seeds are enough for a ticket as fast as dense; "),
+        (
+            {"ticket": (0.1, 700.0), "reinit": (0.05, 1500.0), "random": (0.05, 1500.0)},
+            6,
+            "beats reinit and beats random: not shown, though 5 seeds are enough for a gain of 0.3 points; ",
+        ),
+    ],
+)
+def test_where_the_seeds_are_enough_the_reader_is_told_for_what_and_what_to_do(
+    changes: dict[str, tuple[float, float]], noise: float, expected: str
+) -> None:
+    (judged,) = judge(networks({"p80": GOOD | changes}, noise=noise), 0.2, 1.25)
+    assert judged.verdict == "undecided"
+    assert explanation(judged).startswith(expected)
+    assert explanation(judged).endswith(" needs more train.seeds")
 
 
 def test_the_deviation_is_pooled_over_levels_and_over_100_seeds_are_not_counted() -> None:
@@ -137,7 +171,7 @@ def test_the_deviation_is_pooled_over_levels_and_over_100_seeds_are_not_counted(
     noisy = noisy.drop_duplicates(["level", "arm", "seed"])
     judged = {each.level: each for each in judge(noisy, 0.2, 1.25)}
     assert judged["p80"].seeds["beats random"] is None
-    assert "beats random: needs over 100 seeds" in explanation(judged["p80"])
+    assert "beats random: not shown with 5 seeds, needs over 100 train.seeds" in explanation(judged["p80"])
 
 
 def test_holms_adjustment_is_over_levels_within_a_comparison() -> None:

@@ -3,8 +3,12 @@
 `lottery.load("p90", arm="ticket", seed=0)` gives a trained network; see `lottery.trained.load`.
 """
 
+import sys
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
+
+__version__ = "0.1.0"
 
 
 class LotteryError(Exception):
@@ -20,3 +24,19 @@ def __getattr__(name: str) -> Any:
     if name == "load":
         return import_module("lottery.trained").load
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def _check_python() -> None:
+    """End with one line where DVC was called without the environment active, and `python` is another one."""
+    missing = next((name for name in ("torch", "mlflow", "pydantic") if find_spec(name) is None), None)
+    if missing:
+        print(
+            f"{sys.executable}: has no {missing}, so it is not this project's environment; "
+            "`source .venv/bin/activate` first, or run `make repro`",
+            file=sys.stderr,
+        )
+        sys.exit(2)
+
+
+if sys.argv[0] == "-m":  # `python -m lottery.stages.train`, as stages are started
+    _check_python()

@@ -21,18 +21,20 @@ def told(params: Params) -> str:
     rows = [("level", "weights", "test accuracy", "verdict")]
     dense = levels.loc[("dense", "dense")]
     rows.append(("dense", "100 %", f"{percent(dense['test_accuracy_mean'])} %", ""))
+    reasons: list[str] = []
     for each in findings.judged:
         ticket = levels.loc[(each["level"], "ticket")]
-        verdict = ": ".join(filter(None, (each["verdict"], each["why"])))
         accuracy = f"{percent(ticket['test_accuracy_mean'])} %"
-        rows.append((each["level"], f"{100 * each['density']:.3g} %", accuracy, verdict))
+        rows.append((each["level"], f"{100 * each['density']:.3g} %", accuracy, each["verdict"]))
+        if each["why"]:
+            reasons.append(textwrap.fill(f"{each['level']}: {each['why']}", WIDTH, subsequent_indent="  "))
     dvc = os.path.relpath(Path(sys.executable).with_name("dvc"))  # also where the environment is not active
     ways = [
         ("the report:", f"open {PAGE} in a browser"),
         ("every network:", "make ui"),
         ("to undo:", f"git restore . && {dvc} checkout   (parameters and results of the last commit)"),
     ]
-    return "\n\n".join(["\n".join(words), _columns(rows), _columns(ways)])
+    return "\n\n".join(filter(None, ["\n".join(words), _columns(rows), "\n".join(reasons), _columns(ways)]))
 
 
 def _columns(rows: Sequence[Sequence[str]]) -> str:

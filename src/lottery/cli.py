@@ -1,4 +1,4 @@
-"""What a person types beside `dvc`: ``lottery check``, ``preset``, ``levels``, ``sync``, ``ui`` and ``server``.
+"""What a person types beside `dvc`: ``lottery check``, ``preset``, ``levels``, ``sync``, ``ui`` and others.
 
 Each command imports what it needs when it runs: ``lottery check`` answers before torch could even be imported.
 """
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from lottery import LotteryError, params
+from lottery import LotteryError, __version__, params
 
 
 def check(arguments: argparse.Namespace) -> int:
@@ -138,9 +138,18 @@ def server(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def completion(arguments: argparse.Namespace) -> int:
+    """Print the script by which a shell completes this command."""
+    import shtab
+
+    print(shtab.complete(arguments.parser, arguments.shell))
+    return 0
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; the exit code is 2 for a person's mistake, which is printed without a traceback."""
     parser = argparse.ArgumentParser(prog="lottery", description="The lottery ticket experiment, beside `dvc repro`.")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(required=True, metavar="command")
 
     command = commands.add_parser("check", help="validate params.yaml")
@@ -208,6 +217,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     command.add_argument("--workers", type=int, default=2, help="processes; default: %(default)s")
     command.set_defaults(run=server)
+
+    command = commands.add_parser(
+        "completion",
+        help="print a script that completes this command in a shell",
+        description="For bash: lottery completion bash > ~/.local/share/bash-completion/completions/lottery",
+    )
+    command.add_argument("shell", choices=["bash", "zsh", "tcsh"])
+    command.set_defaults(run=completion, parser=parser)
 
     arguments = parser.parse_args(argv)
     try:

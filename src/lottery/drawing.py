@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import cycle
 from textwrap import fill
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import matplotlib
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
-from lottery.statistics import by_level
+from lottery.statistics import Interval, by_level, interval
 
 if TYPE_CHECKING:  # most stages only save mask pictures, which need none of these
     from matplotlib.artist import Artist
@@ -60,34 +60,26 @@ class Look:
 
     color: str
     marker: str
-    line: LineStyleType = "-"
+    line: LineStyleType  # of a curve; where lines are paths, only dense has its own
 
 
 # from the palette of Okabe & Ito (2008), whose colours the colour-blind tell apart
 LOOKS = {
     "dense": Look("#000000", "o", (0, (4, 2))),
-    "ticket": Look("#0072B2", "o"),
-    "reinit": Look("#D55E00", "s"),
-    "random": Look("#009E73", "^"),
-    "random-inputs": Look("#56B4E9", "v"),
-    "small-dense": Look("#999999", "X"),
-    "finetune": Look("#CC79A7", "D"),
-    "lr-rewind": Look("#E69F00", "P"),
+    "ticket": Look("#0072B2", "o", "-"),
+    "reinit": Look("#D55E00", "s", "-."),
+    "random": Look("#009E73", "^", ":"),
+    "random-inputs": Look("#56B4E9", "v", (0, (5, 1, 1, 1, 1, 1))),
+    "small-dense": Look("#999999", "X", (0, (9, 3))),
+    "finetune": Look("#CC79A7", "D", (0, (2, 1))),
+    "lr-rewind": Look("#E69F00", "P", (0, (1, 3))),
 }
 PATHS = {"solid": "-", "dashed": "--", "dash-dotted": "-.", "dotted": ":"}  # the lines of a tree, by turns
-MORE_LOOKS = (Look("#F0E442", "h"),)  # for arms that are not listed above, by turns
-
-
-class Range(NamedTuple):
-    """A measure over seeds."""
-
-    mean: float
-    lowest: float
-    highest: float
+MORE_LOOKS = (Look("#F0E442", "h", (0, (3, 3))),)  # for arms that are not listed above, by turns
 
 
 Item = TypeVar("Item")
-Ranges = dict[tuple[str, str], Range]  # by level and arm
+Found = Mapping[tuple[str, str], Interval]  # a measure over seeds, by level and arm
 
 
 @dataclass(frozen=True)
@@ -190,17 +182,46 @@ def axes_at(figure: Figure, left: float, top: float, width: float, height: float
     return figure.add_axes((left / across, 1 - (top + height) / down, width / across, height / down))
 
 
-def add_legend(figure: Figure, results: Results, *notes: str, arms: Collection[str] | None = None) -> None:
-    """Below the figure: the arms, or those of ``arms``, and in words what else there is to know."""
+def label_outer(panels: Sequence[Axes], shown: int, columns: int) -> None:
+    """Label the first ``shown`` of panels, in rows of so many, at the left and below alone; hide those that follow."""
+    for place, axes in enumerate(panels):
+        axes.set_visible(place < shown)
+        axes.tick_params(labelbottom=place + columns >= shown, labelleft=place % columns == 0)
+        if place + columns < shown:
+            axes.set_xlabel("")
+        if place % columns:
+            axes.set_ylabel("")
+
+
+def describe(figure: Figure, *sentences: str) -> Figure:
+    """Say in words what a figure shows, with its values, to those who cannot see it; its file keeps them."""
+    figure.set_label(" ".join(filter(None, sentences)))
+    return figure
+
+
+def add_legend(
+    figure: Figure, results: Results, *notes: str, arms: Collection[str] | None = None, curves: bool = False
+) -> None:
+    """Below the figure: the arms, or those of ``arms``, and in words what else there is to know.
+
+    ``curves``: each arm has a line of its own.
+    """
     from matplotlib.lines import Line2D
 
-    over = f"Mean over {results.seeds} seeds, shaded from the lowest to the highest."
     handles = [
-        Line2D([], [], color=look.color, marker=look.marker, linestyle=look.line, label=arm)
+        Line2D(
+            [],
+            [],
+            color=look.color,
+            marker=look.marker,
+            linestyle=look.line if curves or arm == "dense" else "-",
+            label=arm,
+        )
         for arm, look in results.looks.items()
         if arms is None or arm in arms
     ]
-    add_key(figure, handles, over if results.seeds > 1 else "One seed.", *notes)
+    over = f"Mean over {results.seeds} seeds with its 95 % interval." if results.seeds > 1 else "One seed."
+    add_key(figure, handles, over, *notes)
 
 
 def add_key(figure: Figure, handles: Sequence[Artist], *notes: str) -> None:
@@ -222,24 +243,59 @@ def paths_in_words(results: Results) -> str:
     return f"Lines: {words}." if len(results.lines) > 1 else ""
 
 
-def draw_lines(axes: Axes, results: Results, ranges: Ranges, hollow: Collection[tuple[str, str]] = frozenset()) -> None:
-    """Each arm's mean and range against density, from parent to child, and the mean of dense across.
+def draw_lines(
+    axes: Axes,
+    results: Results,
+    found: Found,
+    hollow: Collection[tuple[str, str]] = frozenset(),
+    limits: tuple[float, float] | None = None,
+    dots: bool = True,
+) -> None:
+    """Each arm's mean with its interval against density, from parent to child, and the mean of dense across.
 
-    The markers of the levels and arms in ``hollow`` are hollow.
+    The markers of the levels and arms in ``hollow`` are hollow. ``limits`` are those of the axis; an interval that goes
+    further is cut there. ``dots``: the seeds, to the right of their mean.
     """
-    axes.axhline(ranges["dense", "dense"].mean, color="black", linewidth=1, linestyle=results.looks["dense"].line)
-    for arm, look in reversed(results.looks.items()):  # dense and tickets on top
+    set_density_axis(axes, results)
+    axes.set_ylim(limits or limits_of(found))
+    axes.axhline(found["dense", "dense"].mean, color="black", linewidth=1, linestyle=results.looks["dense"].line)
+    room = _room(axes, results)
+    for place, (arm, look) in reversed(list(enumerate(results.looks.items()))):  # dense and tickets on top
         for line, style in zip(results.lines, cycle(PATHS.values()), strict=False):
             path = [(level, "dense" if level == "dense" else arm) for level in line]
-            points = [(results.percent[level], *ranges[level, arm]) for level, arm in path if (level, arm) in ranges]
-            density, mean, lowest, highest = np.array(points).reshape(-1, 4).T
-            draw_band(axes, density, lowest, highest, look)
-            axes.plot(density, mean, color=look.color, linestyle=style)
+            path = [network for network in path if network in found]
+            density = [results.percent[level] for level, _ in path]
+            draw_band(axes, density, [found[each].low for each in path], [found[each].high for each in path], look)
+            axes.plot(density, [found[each].mean for each in path], color=look.color, linestyle=style)
         for level, percent in results.percent.items():
-            if (level, arm) in ranges:
+            if (level, arm) in found:
+                each = found[level, arm]
                 face = "white" if (level, arm) in hollow else look.color
-                axes.plot(percent, ranges[level, arm].mean, look.marker, color=look.color, markerfacecolor=face)
-    set_density_axis(axes, results)
+                axes.plot([percent] * 2, [each.low, each.high], "_", color=look.color, markersize=min(9, room))
+                axes.plot(percent, each.mean, look.marker, color=look.color, markerfacecolor=face)
+                if dots:
+                    draw_seeds(axes, percent, each, look, min(6 + 3 * place, room * (place + 1) / 5))
+
+
+def limits_of(found: Found) -> tuple[float, float]:
+    """From where to where an axis goes: over all seeds and their intervals.
+
+    The interval of few seeds is wide, and widens the axis by once the seeds' own range on either side at most.
+    """
+    values = [value for each in found.values() for value in each.values]
+    lowest, highest = min(values), max(values)
+    wide = 2 * lowest - highest, 2 * highest - lowest
+    ends = [end for each in found.values() for end in (each.low, each.high) if math.isfinite(end)]
+    low, high = min(values + [max(end, wide[0]) for end in ends]), max(values + [min(end, wide[1]) for end in ends])
+    margin = 0.05 * (high - low) or 0.5
+    return low - margin, high + margin
+
+
+def _room(axes: Axes, results: Results) -> float:
+    """The points between the two levels on a density axis that are closest to each other."""
+    places = np.log(sorted(set(results.percent.values())))
+    gap = np.diff(places).min(initial=places[-1] - places[0]) / abs(math.log(axes.get_xlim()[0] / axes.get_xlim()[1]))
+    return float(72 * size_in_inches(axes)[0] * gap)
 
 
 def set_density_axis(axes: Axes, results: Results) -> None:
@@ -248,15 +304,28 @@ def set_density_axis(axes: Axes, results: Results) -> None:
 
     densities = sorted(set(results.percent.values()), reverse=True)
     axes.set_xscale("log")
-    axes.set_xlim(1.08 * densities[0], densities[-1] / 1.08)
+    axes.set_xlim(1.08 * densities[0], densities[-1] / 1.15)  # with room for the dots of the last level
     axes.set_xticks(densities, labels=_with_room(densities, axes))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xlabel("density: weights kept, log scale")
 
 
-def draw_band(axes: Axes, x: ArrayLike, lowest: ArrayLike, highest: ArrayLike, look: Look) -> None:
-    """An arm's range over seeds."""
-    axes.fill_between(x, lowest, highest, facecolor=(look.color, 0.14), edgecolor=(look.color, 0.5), linewidth=0.5)
+def draw_band(axes: Axes, x: ArrayLike, low: ArrayLike, high: ArrayLike, look: Look) -> None:
+    """An arm's intervals, cut at the axis' limits; none where there is one seed."""
+    limits = axes.get_ylim()
+    if np.isfinite(low).any():
+        low, high = np.clip(low, *limits), np.clip(high, *limits)
+        axes.fill_between(x, low, high, facecolor=(look.color, 0.14), edgecolor=(look.color, 0.5), linewidth=0.5)
+
+
+def draw_seeds(axes: Axes, x: float, found: Interval, look: Look, aside: float) -> None:
+    """A dot for each seed, so many points to the right of ``x``; none where there is one."""
+    from matplotlib.transforms import offset_copy
+
+    if len(found.values) > 1:
+        place = offset_copy(axes.transData, axes.get_figure(root=True), x=aside, units="points")
+        xs = [x] * len(found.values)
+        axes.plot(xs, found.values, ".", color=look.color, markersize=4, alpha=0.7, transform=place)
 
 
 def _with_room(densities: Sequence[float], axes: Axes) -> list[str]:
@@ -265,7 +334,7 @@ def _with_room(densities: Sequence[float], axes: Axes) -> list[str]:
     inch = math.log(densities[0] / densities[-1]) / size_in_inches(axes)[0]
     for density in densities[1:-1]:
         gap = math.log(min(shown[-1] / density, density / densities[-1]))
-        if gap > width_of(as_percent(density)) * inch:
+        if gap > 1.1 * width_of(as_percent(density)) * inch:
             shown.append(density)
     return [as_percent(density) if density in (*shown, densities[-1]) else "" for density in densities]
 
@@ -296,7 +365,22 @@ def shades(kept: pd.DataFrame) -> list[tuple[str, Any]]:
     return [(str(layer), matplotlib.colormaps["cividis"](place)) for layer, place in zip(kept, places, strict=True)]
 
 
-def over_seeds(networks: pd.DataFrame, measure: str, scale: float = 1) -> Ranges:
-    """A column of a table with a row a network, in units of 1 / scale."""
-    table = scale * networks.groupby(["level", "arm"], sort=False)[measure].agg(["mean", "min", "max"])
-    return {network: Range(*row) for network, *row in table.itertuples()}
+def over_seeds(networks: pd.DataFrame, measure: str, scale: float = 1) -> dict[tuple[str, str], Interval]:
+    """A column of a table with one row per network, in units of 1 / scale."""
+    groups = networks.groupby(["level", "arm"], sort=False)[measure]
+    return {(level, arm): interval([scale * float(value) for value in values]) for (level, arm), values in groups}
+
+
+def in_words(results: Results, found: Found, form: str, most: int = 6) -> str:
+    """The means of each arm, in that format, at so many levels at most."""
+    levels = spread(results.pruned, most)
+    return "; ".join(
+        f"{arm} " + ", ".join(f"{number(found[level, arm].mean, form)} ({level})" for level in shown)
+        for arm in results.looks
+        if (shown := [level for level in ["dense", *levels] if (level, arm) in found])
+    )
+
+
+def number(value: float, form: str) -> str:
+    """A number in a format, with a minus sign that is one."""
+    return format(value, form).replace("-", "\N{MINUS SIGN}")

@@ -1,7 +1,8 @@
-"""Matplotlib figures: one function a figure, each drawn from the `Results` of a pipeline.
+"""Matplotlib figures: one function per figure, each drawn from the `Results` of a pipeline.
 
-Adding a figure is one function and its entry in `FIGURES`. The same results give the same bytes: the style starts from
-matplotlib's own defaults, whatever a matplotlibrc says, and no version or date enters a file.
+Adding a figure is one function and its entry in `FIGURES`; `describe` gives it words for those who cannot see it. The
+same results give the same bytes: the style starts from matplotlib's own defaults, whatever a matplotlibrc says, and no
+version or date enters a file.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,12 +23,18 @@ from lottery.drawing import (
     LINE,
     STYLE,
     WIDTH,
+    Found,
     Results,
     add_legend,
-    as_percent,
+    describe,
     draw_band,
     draw_lines,
+    draw_seeds,
+    in_words,
+    label_outer,
+    limits_of,
     new_figure,
+    number,
     over_seeds,
     paths_in_words,
     shades,
@@ -35,6 +43,7 @@ from lottery.drawing import (
     width_of,
 )
 from lottery.mask_figures import kept_weights, mask_inputs, mask_overlap, mask_structure
+from lottery.statistics import interval
 from lottery.workers import shared, workers
 
 if TYPE_CHECKING:
@@ -42,7 +51,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 BARRIERS = {"barrier_test": "test images", "barrier_train": "training images"}
-HOLLOW = "Hollow: a seed or more is censored, its last evaluation being its best."
+MOST_CURVES = 6  # levels with learning curves, spread over the levels; more would be too small to read
+HOLLOW = "Hollow: a network or more is censored (best at its last evaluation), and the interval has no upper limit."
 
 
 def save_figures(
@@ -69,18 +79,18 @@ def save_figures(
 def _save_figure(name: str, folder: Path) -> None:
     figure = FIGURES[name](shared())
     if figure:
-        figure.savefig(folder / f"{name}.png", metadata={"Software": None})
+        figure.savefig(folder / f"{name}.png", metadata={"Software": None, "Description": figure.get_label()})
 
 
 # --- figures ---------------------------------------------------------------------------------------------------------
 
 
 def accuracy_vs_pruning(results: Results) -> Figure:
-    """Test accuracy against density, sparser to the right as in Frankle & Carbin (2019)."""
+    """Test accuracy at the early-stopping iteration against density, sparser to the right as in the paper."""
     figure = new_figure(4.5)
     _draw_accuracy(figure.subplots(), results)
-    add_legend(figure, results, paths_in_words(results))
-    return figure
+    add_legend(figure, results, _dots(results), paths_in_words(results))
+    return describe(figure, f"Mean test accuracy in percent: {in_words(results, _accuracy(results), '.2f')}.")
 
 
 def accuracy_difference(results: Results) -> Figure:
@@ -89,16 +99,18 @@ def accuracy_difference(results: Results) -> Figure:
     axes = figure.subplots()
     _draw_difference(axes, results)
     axes.set_title("Difference in test accuracy from the dense network of the same seed")
-    add_legend(figure, results)
-    return figure
+    add_legend(figure, results, _dots(results))
+    points = in_words(results, over_seeds(results.differences, "difference"), "+.2f")
+    return describe(figure, f"Mean difference from dense in percentage points: {points}.")
 
 
 def early_stopping(results: Results) -> Figure:
     """Early-stopping iteration against density: how fast each arm learns."""
     figure = new_figure(4.5)
     _draw_early_stopping(figure.subplots(), results)
-    add_legend(figure, results, paths_in_words(results), HOLLOW)
-    return figure
+    add_legend(figure, results, _dots(results), paths_in_words(results), HOLLOW)
+    stops = in_words(results, over_seeds(results.networks, "early_stopping_iteration"), ",.0f")
+    return describe(figure, f"Mean early-stopping iteration: {stops}.", _censored_in_words(results))
 
 
 def parameter_reduction(results: Results) -> Figure:
@@ -107,7 +119,7 @@ def parameter_reduction(results: Results) -> Figure:
 
     kept = results.kept_by_layer
     percent = 100 * kept / kept.iloc[0]
-    figure = new_figure(1.5 + 0.36 * len(kept))
+    figure = new_figure(1.75 + 0.36 * len(kept))
     counts, fractions = figure.subplots(1, 2, sharey=True, width_ratios=[3, 2])
     _draw_weights_kept(counts, results)
     for place, (layer, color) in enumerate(shades(kept)):
@@ -117,47 +129,52 @@ def parameter_reduction(results: Results) -> Figure:
     fractions.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if percent.min(axis=None) > 4 else (1,)))
     fractions.xaxis.set_minor_locator(NullLocator())
     fractions.xaxis.set_major_formatter(StrMethodFormatter("{x:g} %"))
-    fractions.set(title="Kept of each layer", xlabel="log scale")
-    return figure
+    fractions.set(title="Kept of each layer", xlabel="share of the layer's weights, log scale")
+    weights = results.tree["weights_kept"]
+    said = ", ".join(f"{level} {weights[level]:,.0f}" for level in spread(list(weights.index), 8))
+    return describe(figure, f"Weights kept: {said}.")
 
 
 def learning_curves(results: Results) -> Figure:
-    """Validation loss against iteration for up to four levels, with the dense networks as the reference."""
+    """Validation loss against iteration for up to six levels, with the dense networks as the reference."""
     from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
-    shown = spread(results.pruned, 4)
-    columns = min(len(shown), 2)
+    shown = spread(results.pruned, MOST_CURVES)
+    columns = min(len(shown), 2 if len(shown) < 5 else 3)
     rows = math.ceil(len(shown) / columns)
     figure = new_figure(1.2 + 2.6 * rows, "Validation loss while training")
     panels = list(figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flat)
     # before training the loss is so high that the axis would show little else
     begun = results.history.groupby(["level", "arm"])["iteration"].transform("min")
     history = results.history[results.history["iteration"] > begun].set_index(["level", "arm"]).sort_index()
+    losses = history.loc[[level in ("dense", *shown) for level in history.index.get_level_values("level")]]
+    panels[0].set(yscale="log", ylim=(0.9 * losses["validation_loss"].min(), 1.1 * losses["validation_loss"].max()))
     stops = over_seeds(results.networks, "early_stopping_iteration")
+    lowest = {}
     for axes, level in zip(panels, shown, strict=False):
         for arm, look in reversed(results.looks.items()):
             network = ("dense" if arm == "dense" else level, arm)
             if network in stops:
                 curves = history.loc[[network]].pivot(index="iteration", columns="seed", values="validation_loss")
-                mean = curves.mean(axis=1)
-                draw_band(axes, curves.index, curves.min(axis=1), curves.max(axis=1), look)
+                found = [interval(losses) for losses in curves.to_numpy().tolist()]
+                mean = [each.mean for each in found]
+                draw_band(axes, curves.index, [each.low for each in found], [each.high for each in found], look)
                 axes.plot(curves.index, mean, color=look.color, linestyle=look.line, linewidth=1.4)
                 stop = stops[network].mean
-                lowest = np.interp(stop, curves.index, mean)
-                axes.plot(stop, lowest, look.marker, color=look.color, markeredgecolor="white", markersize=8)
+                height = np.interp(stop, curves.index, mean)
+                axes.plot(stop, height, look.marker, color=look.color, markeredgecolor="white", markersize=8)
+                lowest[network] = interval(curves.min().tolist())
         axes.set_title(results.label(level, ", density "), weight="normal", size="medium")
-        axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         axes.yaxis.set_minor_formatter(NullFormatter())
-        axes.xaxis.set_major_locator(MaxNLocator(5))
+        axes.xaxis.set_major_locator(MaxNLocator(6 - columns))
         axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
         axes.set(xlabel="iteration", ylabel="validation loss, log scale")
-        axes.label_outer()
-    for axes in panels[len(shown) :]:
-        axes.set_visible(False)
-    add_legend(figure, results, "Markers: mean early-stopping iteration.")
-    return figure
+    label_outer(panels, len(shown), columns)
+    some = f"{len(shown)} of {len(results.pruned)} levels." if len(shown) < len(results.pruned) else ""
+    add_legend(figure, results, "Markers: mean early-stopping iteration.", some, curves=True)
+    return describe(figure, f"Lowest validation loss, mean over seeds: {in_words(results, lowest, '.3f')}.")
 
 
 def connectivity(results: Results) -> Figure | None:
@@ -167,45 +184,46 @@ def connectivity(results: Results) -> Figure | None:
     if results.connectivity.empty:
         return None
     figure = new_figure(4.2, "Error barrier on the line between a network and its twin")
-    for axes, (images, title) in zip(figure.subplots(1, 2, sharey=True), BARRIERS.items(), strict=True):
-        barriers = over_seeds(results.connectivity, images, scale=100)
-        draw_lines(axes, results, barriers)
+    found = {title: over_seeds(results.connectivity, images, scale=100) for images, title in BARRIERS.items()}
+    limits = (0, max(limits_of(barriers)[1] for barriers in found.values()))
+    panels, said = figure.subplots(1, 2), []
+    for axes, (title, barriers) in zip(panels, found.items(), strict=True):
+        draw_lines(axes, results, barriers, limits=limits)
         axes.axhspan(0, 100 * STABLE, color="black", alpha=0.08, linewidth=0)
-        axes.set_ylim(bottom=0)
         axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         axes.set_title(title, weight="normal", size="medium")
         axes.set_ylabel("percentage points")
-        axes.label_outer()
+        said.append(f"Mean barrier on {title} in percentage points: {in_words(results, barriers, '.2f')}.")
+    label_outer(panels, 2, 2)
     arms = results.connectivity["arm"].unique()
     note = f"Twins differ in their batch order alone. Below {100 * STABLE:g} points, shaded grey, training is stable."
-    add_legend(figure, results, note, paths_in_words(results), arms=arms)
-    return figure
+    add_legend(figure, results, _dots(results), note, paths_in_words(results), arms=arms)
+    return describe(figure, *said)
 
 
 def combined_metrics(results: Results) -> Figure:
     """Accuracy, its difference from dense, early stopping and weights kept, at a glance."""
-    figure = new_figure(7.2)
+    figure = new_figure(7.6)
     (accuracy, difference), (stopping, weights) = figure.subplots(2, 2)
-    _draw_accuracy(accuracy, results)
-    _draw_difference(difference, results)
-    _draw_early_stopping(stopping, results)
+    _draw_accuracy(accuracy, results, dots=False)
+    _draw_difference(difference, results, dots=False)
+    _draw_early_stopping(stopping, results, dots=False)
     _draw_weights_kept(weights, results)
     add_legend(figure, results, paths_in_words(results), HOLLOW)
-    return figure
+    return describe(figure, f"Mean test accuracy in percent: {in_words(results, _accuracy(results), '.2f')}.")
 
 
 def results_table(results: Results) -> Figure:
-    """A row a level: density, weights kept, and each arm's test accuracy with its difference from dense below."""
-    arms = [arm for arm in results.looks if arm != "dense"]
+    """One row per level: density, weights kept, and each arm's test accuracy with its difference from dense below."""
     accuracies = {
         (row["level"], row["arm"]): _with_deviation(100 * row["test_accuracy_mean"], 100 * row["test_accuracy_std"])
-        + ("*" if row["censored"] else "")
         for row in results.levels.to_dict("records")
     }
+    censored = _censored(results)
     differences = over_seeds(results.differences, "difference")
-    left, column = 3.1, min(1.6, max(1.15, 4.8 / len(arms)))  # inches, as all lengths here
-    columns = {arm: left + column * (place + 1) for place, arm in enumerate(arms)}
-    right, bottom = left + column * len(arms) + 0.1, 0.4 + 0.5 * len(results.tree)
+    left, column = 2.9, min(1.6, max(1.25, 4.9 / len(results.looks)))  # inches, as all lengths here
+    columns = {arm: left + column * (place + 1) for place, arm in enumerate(results.looks)}
+    right, bottom = left + column * len(columns) + 0.1, 0.4 + 0.5 * len(results.tree)
     figure = new_figure(bottom + 0.9, "Test accuracy of each level and arm", max(WIDTH, right))
     axes = figure.subplots()
     axes.set(xlim=(0, max(WIDTH, right)), ylim=(bottom + 0.4, 0))
@@ -214,28 +232,30 @@ def results_table(results: Results) -> Figure:
     for y, width in ((0, 1.2), (0.4, 0.8), (0.9, 0.5), (bottom, 1.2)):
         axes.plot([0, right], [y, y], color="black", linewidth=width, clip_on=False)
     axes.text(0, 0.2, "level", va="center", weight="bold")
-    axes.text(1.9, 0.2, "density", va="center", ha="right", weight="bold")
+    axes.text(1.7, 0.2, "density", va="center", ha="right", weight="bold")
     axes.text(left, 0.2, "weights kept", va="center", ha="right", weight="bold")
     for arm, x in columns.items():
         axes.text(x, 0.2, arm, va="center", ha="right", weight="bold", color=results.looks[arm].color)
     for row, level in enumerate(results.tree.index):
         y = 0.65 + 0.5 * row
         axes.text(0, y, level, va="center")
-        axes.text(1.9, y, as_percent(results.percent[level]), va="center", ha="right")
+        axes.text(1.7, y, f"{results.percent[level]:.2f} %", va="center", ha="right")
         axes.text(left, y, f"{results.tree['weights_kept'][level]:,.0f}", va="center", ha="right")
-        if level == "dense":
-            axes.text(left + column * (len(arms) + 1) / 2, y, accuracies["dense", "dense"], va="center", ha="right")
         for arm, x in columns.items():
             if (level, arm) in accuracies:
-                points = f"{differences[level, arm].mean:+z.2f}".replace("-", "\N{MINUS SIGN}")
-                axes.text(x, y - 0.1, accuracies[level, arm], va="center", ha="right")
-                axes.text(x, y + 0.12, points, va="center", ha="right", color=GREY, size="small")
+                above = 0.1 if (level, arm) in differences else 0.0
+                axes.text(x, y - above, accuracies[level, arm], va="center", ha="right")
+                if (level, arm) in censored:
+                    axes.text(x, y - above, "*", va="center", ha="left")  # beside the column of digits
+                if (level, arm) in differences:
+                    points = number(differences[level, arm].mean, "+z.2f")
+                    axes.text(x, y + 0.12, points, va="center", ha="right", color=GREY, size="small")
     over = f"mean ± standard deviation over {results.seeds} seeds" if results.seeds > 1 else "one seed"
     note = f"Test accuracy in %, {over}; below it the difference from dense in percentage points."
-    if results.levels["censored"].any():
+    if censored:
         note += "\n* of some networks the last evaluation was the best: they are censored."
     axes.text(0, bottom + 0.12, note, va="top", size="small", color=GREY)
-    return figure
+    return describe(figure, f"Mean test accuracy in percent: {in_words(results, _accuracy(results), '.2f')}.")
 
 
 FIGURES: dict[str, Callable[[Results], Figure | None]] = {
@@ -260,58 +280,66 @@ FIGURES: dict[str, Callable[[Results], Figure | None]] = {
 # --- panels, which figures share -------------------------------------------------------------------------------------
 
 
-def _draw_accuracy(axes: Axes, results: Results) -> None:
+def _draw_accuracy(axes: Axes, results: Results, dots: bool = True) -> None:
     from matplotlib.ticker import StrMethodFormatter
 
-    accuracy = over_seeds(results.networks, "test_accuracy", scale=100)
+    accuracy = _accuracy(results)
     dense = accuracy["dense", "dense"]
-    axes.axhspan(dense.lowest, dense.highest, color="black", alpha=0.08, linewidth=0)
-    draw_lines(axes, results, accuracy)
+    draw_lines(axes, results, accuracy, dots=dots)
     low, high = axes.get_ylim()
+    axes.axhspan(max(dense.low, low), min(dense.high, high), color="black", alpha=0.08, linewidth=0)
     axes.yaxis.set_major_formatter(StrMethodFormatter("{x:.1f} %" if high - low > 0.5 else "{x:.2f} %"))
-    axes.set_title("Test accuracy at early stopping")
+    axes.set(title="Test accuracy at early stopping", ylabel="test accuracy")
 
 
-def _draw_early_stopping(axes: Axes, results: Results) -> None:
+def _draw_early_stopping(axes: Axes, results: Results, dots: bool = True) -> None:
     from matplotlib.ticker import StrMethodFormatter
 
-    rows = results.levels[results.levels["censored"] > 0]
-    censored = set(zip(rows["level"], rows["arm"], strict=True))
-    draw_lines(axes, results, over_seeds(results.networks, "early_stopping_iteration"), hollow=censored)
+    censored = _censored(results)
+    found = over_seeds(results.networks, "early_stopping_iteration")
+    found |= {network: replace(found[network], high=math.inf) for network in censored}
     last = results.history["iteration"].max()
+    draw_lines(axes, results, found, hollow=censored, limits=(0, 1.12 * last), dots=dots)
     axes.axhline(last, color=GREY, linewidth=1, linestyle=":")
     axes.text(0.01, 1.015 * last, "last evaluation", transform=axes.get_yaxis_transform(), color=GREY, size="small")
-    axes.set_ylim(0, 1.12 * last)
     axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
-    axes.set_title("Early-stopping iteration")
+    axes.set(title="Early-stopping iteration", ylabel="iteration")
 
 
-def _draw_difference(axes: Axes, results: Results) -> None:
-    """Mean and range over seeds, the arms of a level side by side."""
-    ranges = over_seeds(results.differences, "difference")
+def _draw_difference(axes: Axes, results: Results, dots: bool = True) -> None:
+    """Mean and interval over seeds, the arms of a level side by side."""
+    found = over_seeds(results.differences, "difference")
     arms = [arm for arm in results.looks if arm != "dense"]
     axes.axhline(0, color="black", linewidth=1, linestyle=results.looks["dense"].line)
+    axes.set(xlim=(-0.5, len(results.pruned) - 0.5), ylim=limits_of(found | {("dense", "dense"): interval([0.0])}))
+    room = size_in_inches(axes)[0] / len(results.pruned)
+    slot = 72 * 0.75 * room / len(arms)  # points
     for place, arm in enumerate(arms):
-        look, offset = results.looks[arm], 0.6 * ((place + 0.5) / len(arms) - 0.5)
+        look, offset = results.looks[arm], 0.75 * ((place + 0.5) / len(arms) - 0.5)
         for x, level in enumerate(results.pruned):
-            if (level, arm) in ranges:
-                mean, lowest, highest = ranges[level, arm]
-                axes.vlines(x + offset, lowest, highest, color=look.color, alpha=0.4, linewidth=4)
-                axes.plot(x + offset, mean, look.marker, color=look.color, markeredgecolor="white", markersize=7.5)
+            if (level, arm) in found:
+                each = found[level, arm]
+                ends = (max(each.low, axes.get_ylim()[0]), min(each.high, axes.get_ylim()[1]))
+                if math.isfinite(each.low):  # wider than the marker, behind which a short interval would vanish
+                    axes.vlines(x + offset, *ends, color=look.color, linewidth=1.3)
+                    axes.plot([x + offset] * 2, [each.low, each.high], "_", color=look.color, markersize=min(11, slot))
+                axes.plot(x + offset, each.mean, look.marker, color=look.color, markersize=min(6, 0.7 * slot))
+                if dots:
+                    draw_seeds(axes, x + offset, each, look, min(8, 0.5 * slot))
     labels = [results.label(level, "\n") for level in results.pruned]
-    room = size_in_inches(axes)[0] / len(labels)
     if all(width_of(line) < room for label in labels for line in label.splitlines()):
         axes.set_xticks(range(len(labels)), labels=labels)
+        axes.set_xlabel("level and density")
     else:
         every = math.ceil(LINE / room)
-        labels = [results.label(level, "  ") for level in results.pruned[::every]]
-        axes.set_xticks(range(0, len(results.pruned), every), labels=labels, rotation=90)
+        axes.set_xticks(range(0, len(results.pruned), every), labels=results.pruned[::every], rotation=90)
+        axes.set_xlabel("level")
     axes.grid(axis="x", visible=False)
     axes.set(title="Difference from dense", ylabel="percentage points")
 
 
 def _draw_weights_kept(axes: Axes, results: Results) -> None:
-    """A bar a level, made of its layers."""
+    """One bar per level, made of its layers."""
     from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
     kept = results.kept_by_layer
@@ -322,15 +350,45 @@ def _draw_weights_kept(axes: Axes, results: Results) -> None:
         before += kept[layer].to_numpy()
     every = math.ceil(LINE * len(kept) / size_in_inches(axes)[1])
     axes.set_yticks(levels[::every], labels=[results.label(level, "  ") for level in kept.index[::every]])
-    for level in levels[::every]:
+    for level in levels if every == 1 else ():  # else they would lie on the bars of other levels
         place = (before[level], level)
         axes.annotate(f"{place[0]:,.0f}", place, (4, 0), textcoords="offset points", va="center", size="small")
     axes.set_ylim(len(kept) - 0.5, -0.5)
-    axes.set_xlim(0, 1.25 * before[0])
+    axes.set_xlim(0, 1.35 * before[0])
     axes.xaxis.set_major_locator(MaxNLocator(4))
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
-    axes.legend(loc="lower right", fontsize="small")
-    axes.set_title("Weights kept")
+    axes.set(xlabel="weights", ylabel="level and density")
+    columns = max(1, int(size_in_inches(axes)[0] / 1.15))
+    axes.legend(  # between the title and the axes, where no bar is
+        loc="lower left",
+        bbox_to_anchor=(0, 1),
+        ncols=columns,
+        fontsize="small",
+        handlelength=1.2,
+        columnspacing=1.0,
+        borderpad=0.2,
+        borderaxespad=0,
+    )
+    axes.set_title("Weights kept", pad=8 + 13 * math.ceil(kept.shape[1] / columns))
+
+
+def _accuracy(results: Results) -> Found:
+    return over_seeds(results.networks, "test_accuracy", scale=100)
+
+
+def _censored(results: Results) -> list[tuple[str, str]]:
+    """The levels and arms of which a network or more is censored."""
+    rows = results.levels[results.levels["censored"] > 0]
+    return list(zip(rows["level"], rows["arm"], strict=True))
+
+
+def _censored_in_words(results: Results) -> str:
+    said = ", ".join(f"{arm} ({level})" for level, arm in _censored(results))
+    return f"Censored networks: {said}." if said else ""
+
+
+def _dots(results: Results) -> str:
+    return "Dots: seeds." if results.seeds > 1 else ""
 
 
 def _with_deviation(mean: float, deviation: float) -> str:

@@ -22,8 +22,13 @@ from lottery.drawing import (
     Results,
     add_key,
     add_legend,
+    as_percent,
     axes_at,
+    describe,
     draw_lines,
+    in_words,
+    label_outer,
+    limits_of,
     new_figure,
     over_seeds,
     paths_in_words,
@@ -83,7 +88,7 @@ def mask_inputs(results: Results) -> Figure:
     """For each level, how many first-layer connections each pixel keeps, mean over seeds; each has its own scale."""
     rows = math.ceil(len(results.connections) / 5)
     columns = math.ceil(len(results.connections) / rows)
-    side, gap = WIDTH / max(columns, 3) - 0.25, 0.75  # inches
+    side, gap = WIDTH / max(columns, 3) - 0.25, 0.85  # inches
     over = f", mean over {results.seeds} seeds" if results.seeds > 1 else ""
     figure = new_figure(0.35 + rows * (side + gap), f"First-layer connections that each pixel keeps{over}")
     figure.set_layout_engine("none")
@@ -98,36 +103,51 @@ def mask_inputs(results: Results) -> Figure:
         axes.set_axis_off()
         bar = figure.colorbar(image, cax=axes_at(figure, x, y + side + 0.07, side, 0.08), orientation="horizontal")
         bar.set_ticks([0, most], labels=["0", f"{most:.0f}"])
+        none, all_of_them = bar.ax.get_xticklabels()  # whose neighbours are other panels' labels
+        none.set_horizontalalignment("left")
+        all_of_them.set_horizontalalignment("right")
+        bar.set_label("connections", size="small", labelpad=-6)  # between the two numbers
         bar.outline.set_visible(False)
-    return figure
+    said = "; ".join(
+        f"{level} {np.nanmin(results.connections[level]):.0f} to {np.nanmax(results.connections[level]):.0f}"
+        for level in spread(list(results.connections), 8)
+    )
+    return describe(figure, f"Connections of the pixel with the fewest and of that with the most: {said}.")
 
 
 def mask_structure(results: Results) -> Figure:
-    """How many inputs and hidden units are connected, and how much of what is kept lies on a path to an output."""
+    """How many inputs and hidden units have lost their connections, and how much of what is kept is on no path."""
     from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
     counts = [column for column in results.networks if column.startswith("connected_")]
-    titles = ["Connected inputs", *(f"Connected units, {layer}" for layer in results.layers[:-1])]
+    names = ["inputs", *(f"units of {layer}" for layer in results.layers[:-1])]
     rows = math.ceil((len(counts) + 1) / 2)
-    figure = new_figure(0.9 + 2.6 * rows)
+    figure = new_figure(0.9 + 2.6 * rows, "What pruning cuts off")
     panels = list(figure.subplots(rows, 2, squeeze=False).flat)
-    for axes, column, title in zip(panels, counts, titles, strict=False):
-        draw_lines(axes, results, over_seeds(results.networks, column))
+    said = []
+    for axes, column, name in zip(panels, counts, names, strict=False):
+        connected = results.networks[column]
+        every = connected[results.networks["level"] == "dense"].max()
+        cut_off = over_seeds(results.networks.assign(cut_off=every - connected), "cut_off")
+        draw_lines(axes, results, cut_off, limits=(0, max(1, limits_of(cut_off)[1])), dots=False)
         axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
-        axes.set_title(title)
+        axes.set_title(f"{name[0].upper()}{name[1:]} without a connection", weight="normal", size="medium")
+        axes.set_ylabel(f"of {every:.0f}")
+        said.append(f"Of {every:.0f} {name} without a connection: {in_words(results, cut_off, '.1f', most=2)}.")
     last = panels[len(counts)]
-    effective = results.networks["effective_density"] / results.networks["density"]
-    draw_lines(last, results, over_seeds(results.networks.assign(effective=effective), "effective", scale=100))
+    off_path = 1 - results.networks["effective_density"] / results.networks["density"]
+    share = over_seeds(results.networks.assign(off_path=off_path.clip(lower=0)), "off_path", scale=100)
+    draw_lines(last, results, share, limits=(0, max(1, limits_of(share)[1])), dots=False)
     last.yaxis.set_major_formatter(StrMethodFormatter("{x:g} %"))
-    last.set_title("Kept weights that lie on a path")
-    for axes in panels[: len(counts) + 1]:
-        axes.set_ylim(0, 1.05 * axes.get_ylim()[1])
+    last.set_title("Kept weights on no path", weight="normal", size="medium")
+    last.set_ylabel("of the weights kept")
     for axes in panels[len(counts) + 1 :]:
         axes.set_visible(False)
     shared = [arm for arm in results.looks if arm in SHARED]
     under = f"Under ticket, with the same mask: {', '.join(shared)}." if shared and "ticket" in results.looks else ""
     add_legend(figure, results, under, paths_in_words(results))
-    return figure
+    said.append(f"Percent of the weights kept on no path: {in_words(results, share, '.1f', most=2)}.")
+    return describe(figure, *said)
 
 
 def mask_overlap(results: Results) -> Figure:
@@ -151,9 +171,7 @@ def mask_overlap(results: Results) -> Figure:
         axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g} %"))
         axes.yaxis.set_minor_formatter(NullFormatter())
         axes.set_title(name, weight="normal", size="medium")
-        axes.label_outer()
-    for axes in panels[len(names) :]:
-        axes.set_visible(False)
+    label_outer(panels, len(names), 2)
     ticket = LOOKS["ticket"]
     key = [
         Line2D([], [], color=ticket.color, marker=ticket.marker, label="ticket"),
@@ -161,7 +179,12 @@ def mask_overlap(results: Results) -> Figure:
     ]
     what = "Of the connections that either of two seeds keeps, those that both keep, mean over pairs of"
     add_key(figure, key, f"{what} {results.seeds} seeds.", paths_in_words(results))
-    return figure
+    together = tickets[tickets["layer"] == "all"].set_index("level")[["overlap", "chance"]]
+    said = "; ".join(
+        f"{level} {as_percent(100 * row.overlap)} ({as_percent(100 * row.chance)})"
+        for level, row in together.loc[spread(list(together.index), 8)].iterrows()
+    )
+    return describe(figure, f"Overlap over all layers, and by chance: {said}.")
 
 
 def _draw_overlap(axes: Axes, results: Results, layer: pd.DataFrame) -> None:
@@ -178,6 +201,7 @@ def _draw_overlap(axes: Axes, results: Results, layer: pd.DataFrame) -> None:
 def kept_weights(results: Results) -> Figure:
     """The distribution of the weights that tickets keep, before and after training, for up to six levels."""
     from matplotlib.patches import Patch
+    from matplotlib.ticker import MaxNLocator
 
     levels = spread(list(results.kept_weights["level"].unique()), 6)
     figure = new_figure(1.2 + 1.15 * len(levels), "Weights that tickets keep, before and after training")
@@ -192,6 +216,7 @@ def kept_weights(results: Results) -> Figure:
     for layer, (name, top, bottom) in enumerate(zip(results.layers, panels[0], panels[-1], strict=True)):
         top.set_title(name, weight="normal", size="medium")
         bottom.set_xlabel("weight")
+        bottom.xaxis.set_major_locator(MaxNLocator(5, symmetric=True))
         reach = max(_reach(bins.loc[[(level, layer)]]) for level in levels)
         bottom.set_xlim(-reach, reach)
     key = [
@@ -200,7 +225,8 @@ def kept_weights(results: Results) -> Figure:
     ]
     seeds = f"All {results.seeds} seeds together. " if results.seeds > 1 else ""
     add_key(figure, key, f"{seeds}Each panel has its own height; the few weights further out are not shown.")
-    return figure
+    said = "; ".join(f"{level} {_deviations(bins.loc[[(level, 0)]])}" for level in levels)
+    return describe(figure, f"Standard deviation in hidden layer 1 before and after training: {said}.")
 
 
 def _draw_distribution(axes: Axes, bins: pd.DataFrame) -> None:
@@ -210,6 +236,13 @@ def _draw_distribution(axes: Axes, bins: pd.DataFrame) -> None:
     axes.stairs(bins["end"], edges, color=LOOKS["ticket"].color, linewidth=1.4)
     axes.set_yticks([])
     axes.grid(visible=False)
+
+
+def _deviations(bins: pd.DataFrame) -> str:
+    """Those of a level's weights in one layer, at the start and at the end."""
+    middle = (bins["low"] + bins["high"]) / 2
+    start, end = (math.sqrt(np.cov(middle, fweights=bins[when], ddof=0)) for when in ("start", "end"))
+    return f"{start:.3f} and {end:.3f}"
 
 
 def _reach(bins: pd.DataFrame) -> float:
@@ -223,4 +256,4 @@ def _with_words(figure: Figure, words: str) -> Figure:
     """A figure that says why it shows nothing."""
     figure.set_size_inches(WIDTH, 1.2)
     figure.text(0.012, 0.4, words, ha="left")
-    return figure
+    return describe(figure, words)

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from io import BytesIO
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,8 +29,17 @@ COMPARISONS = {  # the columns of the table of verdicts: a condition of each com
     "ticket / dense, iterations": "fast",
     **{f"ticket − {control}, points": f"beats {control}" for control in CONTROLS},
 }
+ARMS = {
+    "ticket": "the pruned mask, and the dense network’s {start}",
+    "reinit": "the ticket’s mask with fresh initial weights",
+    "random": "as many weights at random places, and the dense network’s {start}",
+    "random-inputs": "random places, but as many connections of each input as in the ticket",
+    "small-dense": "a dense network of about as many weights",
+    "finetune": "the ticket’s mask, trained on from its parent’s trained weights",
+    "lr-rewind": "the same as finetune, but with the schedule of learning rates from its start",
+}
 TESTED = ("holds", "does not hold", "undecided", "descriptive")
-REPEATED = ("combined_metrics",)  # a figure whose panels are figures of their own
+REPEATED = ("combined_metrics", "results_table")  # figures that repeat others, or a table of the page
 
 
 @dataclass(frozen=True)
@@ -42,8 +52,11 @@ class Findings:
     conditions: pd.DataFrame  # reports/tables/conditions.csv
     claims: Sequence[Mapping[str, Any]]  # reports/tables/claims.json
     structure: pd.DataFrame  # reports/tables/structure.csv
-    warnings: Sequence[str]
+    warning: str  # on censored networks; empty where few are
     settings: Mapping[str, Any]  # params.yaml's sections that decide results
+    iterations: int  # that each network is trained for
+    sizes: Sequence[int]  # inputs, units of each hidden layer, outputs
+    data: str  # the MD5 sum of the data file, as dvc.lock has it
     tables: str  # the MD5 sum of reports/tables, as dvc.lock has it
 
     @cached_property
@@ -70,10 +83,22 @@ class Findings:
         """How many seeds there are."""
         return int(self.networks["seed"].nunique())
 
+    @property
+    def weights(self) -> int:
+        """The dense network's, biases not counted."""
+        return sum(inputs * outputs for inputs, outputs in pairwise(self.sizes))
+
+    @cached_property
+    def arms(self) -> dict[str, str]:
+        """The arms beside dense, and what each is."""
+        rewind = self.settings["prune"]["rewind"]
+        start = f"weights of iteration {rewind}" if rewind else "initial weights"
+        return {arm: ARMS.get(arm, "").format(start=start) for arm in self.levels["arm"].unique() if arm != "dense"}
+
     @cached_property
     def controls(self) -> list[str]:
         """The controls that some level has."""
-        return [arm for arm in CONTROLS if arm in set(self.levels["arm"])]
+        return [arm for arm in CONTROLS if arm in self.arms]
 
     @property
     def barriers(self) -> list[dict[str, Any]]:
@@ -91,7 +116,7 @@ class Comparison(NamedTuple):
     """What a condition rests on, as one reads it."""
 
     mean: str
-    interval: str  # empty with one seed; a limit that censoring took away is a dash
+    interval: str  # empty with one seed, and where censoring took both limits away
     censored: int  # of the networks compared
 
     @classmethod
@@ -100,12 +125,18 @@ class Comparison(NamedTuple):
         is_ratio = condition["unit"] == "ratio"
         lost = (0.0, math.inf) if is_ratio else (-math.inf, math.inf)
         limits = (condition["low"], condition["high"])
-        low, high = ("–" if limit in lost else signed(limit, is_ratio) for limit in limits)
-        interval = f"{low} to {high}" if condition["seeds"] > 1 else ""
-        return cls(signed(condition["mean"], is_ratio), interval, int(condition["censored"]))
+        low, high = (None if limit in lost else signed(limit, is_ratio) for limit in limits)
+        return cls(signed(condition["mean"], is_ratio), between(low, high), int(condition["censored"]))
 
     def __str__(self) -> str:
         return f"{self.mean} ({self.interval})" if self.interval else self.mean
+
+
+def between(low: str | None, high: str | None) -> str:
+    """An interval, of which censoring may have taken limits away: no sentence has an empty one."""
+    if low is None or high is None:
+        return f"below {high}" if high else f"above {low}" if low else ""
+    return f"{low} to {high}"
 
 
 def signed(value: float, is_ratio: bool = False) -> str:
@@ -126,11 +157,15 @@ def answer(findings: Findings) -> list[str]:
         best = next(each for each in findings.judged if each["level"] == accuracies.idxmax())
         accuracy, speed = best["comparisons"][:2]
         counts = _counted([each["verdict"] for each in findings.judged])
+        known = speed.interval or not speed.censored
+        speed_too = f" and stop at {speed} times its iteration" if known else ""
         first = (
             f"No level is shown to have a winning ticket ({counts}); the most accurate tickets, with "
             f"{_percent(best['density'])} of the weights ({best['level']}), differ from dense by {accuracy} "
-            f"points of test accuracy and stop at {speed} times its iteration."
+            f"points of test accuracy{speed_too}."
         )
+        if not known:
+            first = f"{first[:-1]}; how fast they learn is not known, because networks are censored."
         return [first, f"{intervals} over {basis}{_censored(best)}."]
     best = min(sure or won, key=lambda each: float(each["density"]))
     accuracy, speed, *gains = best["comparisons"]
@@ -141,7 +176,7 @@ def answer(findings: Findings) -> list[str]:
     )
     others = [each["verdict"] for each in findings.judged if each is not best]
     holm = "" if sure else "; this verdict does not stand after Holm's adjustment over the levels"
-    rest = f"; the other levels are {_counted(others)}" if others else ""
+    rest = f"; the other levels: {_counted(others)}" if others else ""
     return [first, f"{intervals} over {basis}{holm}{_censored(best)}{rest}."]
 
 
@@ -162,7 +197,10 @@ def _percent(fraction: float) -> str:
 
 def _counted(verdicts: Sequence[str]) -> str:
     counts = {verdict: verdicts.count(verdict) for verdict in dict.fromkeys(verdicts)}
-    return ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
+    plural = {WINNING: "winning tickets"}
+    return ", ".join(
+        f"{count} {plural.get(verdict, verdict) if count > 1 else verdict}" for verdict, count in counts.items()
+    )
 
 
 def render(findings: Findings, figures: Path, threads: int = 1) -> str:
@@ -174,12 +212,18 @@ def render(findings: Findings, figures: Path, threads: int = 1) -> str:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    environment.filters |= {"claimed": claimed, "percent": percent, "cell": cell}
+    environment.filters |= {"claimed": claimed, "percent": percent}
     names = [name for name in FIGURES if name not in REPEATED and (figures / f"{name}.png").exists()]
     with ThreadPoolExecutor(threads) as pool:
         sources = list(pool.map(embedded, (figures / f"{name}.png" for name in names)))
     pictures = [
-        {"name": name, "source": source, "alternative": _first_line(FIGURES[name])}
+        {
+            "name": name,
+            "title": name.replace("_", " ").capitalize(),
+            "source": source,
+            "caption": _first_line(FIGURES[name]),
+            "alternative": described(figures / f"{name}.png"),
+        }
         for name, source in zip(names, sources, strict=True)
     ]
     return environment.get_template("report.html.j2").render(
@@ -187,7 +231,7 @@ def render(findings: Findings, figures: Path, threads: int = 1) -> str:
         answer=answer(findings),
         comparisons=list(COMPARISONS),
         figures=pictures,
-        settings=yaml.safe_dump(dict(findings.settings), sort_keys=False, width=100),
+        settings=yaml.safe_dump(dict(findings.settings), sort_keys=False, width=100, default_flow_style=None),
         undecided=UNDECIDED,
     )
 
@@ -198,27 +242,22 @@ def claimed(claim: Mapping[str, Any]) -> str:
         return ""
     is_ratio = claim["unit"] != "points"
 
-    def number(value: float | None) -> str:
-        if value is not None and "log" in claim["unit"]:
-            return f"{value:+.3f}".replace("-", "−")
-        return "–" if value is None else signed(value, is_ratio)
+    def number(value: float) -> str:
+        return f"{value:+.3f}".replace("-", "−") if "log" in claim["unit"] else signed(value, is_ratio)
 
     unit = {"ratio": "times", "log-ratio per round": "per round, in ln E", "% accuracy": "%"}.get(
         claim["unit"], claim["unit"]
     )
-    return f"{number(claim['estimate'])} ({number(claim['low'])} to {number(claim['high'])}) {unit}"
+    low, high = (None if claim[limit] is None else number(claim[limit]) for limit in ("low", "high"))
+    interval = between(low, high)
+    return f"{number(claim['estimate'])} ({interval}) {unit}" if interval else f"{number(claim['estimate'])} {unit}"
 
 
 def percent(mean: float, deviation: float = math.nan) -> str:
-    """A fraction in percent, ± the standard deviation, which one seed does not have."""
+    """A fraction in percent, ± the standard deviation, which one seed does not have; nothing where there is none."""
+    if math.isnan(mean):
+        return ""
     return f"{100 * mean:.2f}" if math.isnan(deviation) else f"{100 * mean:.2f} ± {100 * deviation:.2f}"
-
-
-def cell(value: object) -> str:
-    """A value of a table: three digits of a number, nothing where there is none."""
-    if isinstance(value, float):
-        return "" if math.isnan(value) else f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
-    return str(value)
 
 
 def embedded(picture: Path) -> str:
@@ -228,6 +267,12 @@ def embedded(picture: Path) -> str:
         colours = image.convert("RGB").quantize(64, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
         colours.convert("RGB").save(content, "WEBP", lossless=True, quality=30, method=2)
     return "data:image/webp;base64," + base64.b64encode(content.getvalue()).decode()
+
+
+def described(picture: Path) -> str:
+    """What a figure says of itself in words, as `drawing.describe` left it in the file."""
+    with Image.open(picture) as image:
+        return str(image.info["Description"])
 
 
 def _first_line(figure: object) -> str:

@@ -1,6 +1,7 @@
 """What the reports say, from the table of networks and the table of levels."""
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ from lottery.claims import Claim, Finding
 from lottery.statistics import by_level
 from lottery.verdicts import Judged
 
+MOST_NAMED = 4  # arms in a warning
+FEWEST_EVALUATIONS = 10  # of a network, with fewer of which early stopping sees little
 DECIMALS = 6  # of means and other measures in tables and in MLflow; an accuracy on 10,000 images has four
 
 
@@ -73,13 +76,28 @@ def _rounded(value: float | None) -> float | None:
     return None if value is None else round(value, DECIMALS)
 
 
-def warnings(levels: pd.DataFrame) -> Iterator[str]:
-    """A line for every level and arm of which more than half the networks are censored."""
-    for row in levels[levels["censored"] > levels["n"] / 2].to_dict("records"):
-        yield (
-            f"{row['level']} {row['arm']}: {row['censored']} of {row['n']} networks are censored, their last "
-            "evaluation being their best; raise train.iterations (or epochs) in params.yaml to see where they stop"
-        )
+def warning(levels: pd.DataFrame, iterations: int, evaluate_every: int) -> str:
+    """One line on the arms of which more than half the networks are censored, with the remedy; empty without any.
+
+    ``iterations``: how long each network was trained; it was evaluated every so many of them.
+    """
+    censored = levels[levels["censored"] > levels["n"] / 2].to_dict("records")
+    if not censored:
+        return ""
+    if levels["censored"].equals(levels["n"]):
+        which = "all networks are censored, their last evaluation being their best: how fast they learn is not known"
+    else:
+        named = [f"{row['level']} {row['arm']} ({row['censored']} of {row['n']})" for row in censored[:MOST_NAMED]]
+        more = [f"{len(censored) - MOST_NAMED} more"] if len(censored) > MOST_NAMED else []
+        which = f"most networks of {', '.join(named + more)} are censored, their last evaluation being their best"
+    evaluations = math.ceil(iterations / evaluate_every)
+    if evaluations < FEWEST_EVALUATIONS:
+        times = f"{evaluations} time{'s' * (evaluations != 1)}"
+        finer = max(1, iterations // (2 * FEWEST_EVALUATIONS))
+        remedy = f"evaluated {times} in {iterations} iterations: set train.evaluate_every to {finer}, or train longer"
+    else:
+        remedy = "train longer to see where they stop"
+    return f"{which}; {remedy} (train.epochs or train.iterations in params.yaml)"
 
 
 def load_table(path: Path) -> pd.DataFrame:

@@ -76,7 +76,8 @@ def serve(server: Server) -> None:
         environment["PGPASSWORD"] = str(uri.password)  # libpq's own variable: then no file and no message has it
     _check_extra(server)
     _check_database(uri)
-    _check_port(server)
+    # before MLflow creates its tables, not after
+    check_port(f"lottery server: --host {server.host} --port {server.port}", server.host, server.port)
     if server.authenticated:
         settings = root() / ".lottery" / f"server-{server.port}.ini"
         with replacing(settings) as path:
@@ -193,16 +194,13 @@ def _check_database(uri: URL) -> None:
         ) from None
 
 
-def _check_port(server: Server) -> None:
-    # before MLflow creates its tables, not after
+def check_port(options: str, host: str, port: int) -> None:
+    """Raise LotteryError, which names the options, where a server cannot listen at a host and port."""
     try:
-        family = socket.AF_INET6 if ":" in server.host else socket.AF_INET
-        socket.create_server((server.host, server.port), family=family).close()
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        socket.create_server((host, port), family=family).close()
     except (OSError, OverflowError) as error:
-        reason = str(error).partition(" (while")[0]
-        raise LotteryError(
-            f"lottery server: --host {server.host} --port {server.port}: {reason}; choose another"
-        ) from None
+        raise LotteryError(f"{options}: {str(error).partition(' (while')[0]}; choose another") from None
 
 
 def _loopback(host: str) -> bool:

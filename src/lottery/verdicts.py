@@ -23,6 +23,7 @@ import pandas as pd
 
 from lottery.statistics import (
     CONFIDENCE,
+    MOST_SEEDS,
     Interval,
     Side,
     contrast,
@@ -36,6 +37,10 @@ CONTROLS = ("reinit", "random")
 YES_NO = {True: "yes", False: "no"}  # words that stay words when pandas reads a table back
 FEWEST_SEEDS = 3
 CONTROL_GAIN = 0.3  # points by which tickets are taken to beat their controls when seeds are planned
+SHOWN = {  # what a condition's planned seeds can show, and what they cannot; others are gains over a control
+    "equal": ("a ticket as accurate as dense", "a slightly worse one"),
+    "fast": ("a ticket as fast as dense", "a slightly slower one"),
+}
 WINNING, WORSE, SLOWER, ORDINARY, UNDECIDED = (
     "winning ticket",
     "worse than dense",
@@ -182,9 +187,9 @@ def _judge(
     missing = [arm for arm in CONTROLS if f"beats {arm}" not in conditions]
     seeds = min(len(condition.found.values) for condition in conditions.values())
     if missing:
-        return judged(UNDECIDED, (), f"the control {missing[0]} is missing")
+        return judged(UNDECIDED, (), f"the control {missing[0]} is missing; add it to the level's arms")
     if seeds < FEWEST_SEEDS:
-        return judged(UNDECIDED, (), f"{seeds} seed{'s' * (seeds != 1)}, of {FEWEST_SEEDS} at least")
+        return judged(UNDECIDED, (), f"{seeds} seed{'s' * (seeds != 1)}; a verdict needs {FEWEST_SEEDS} train.seeds")
     if holds("worse"):
         return judged(WORSE, ("worse",))
     winning = ("equal", "fast", *(f"beats {arm}" for arm in CONTROLS))
@@ -209,16 +214,23 @@ def explanation(judged: Judged) -> str:
         return judged.reason
     if judged.verdict != UNDECIDED:
         return "" if judged.survives else "not after Holm's adjustment over levels"
-    parts = []
+    whys: dict[str, list[str]] = {}
     for name in judged.decisive:
-        seeds, found = judged.seeds[name], judged.conditions[name].found
-        if name == "fast" and math.isinf(found.high):
-            parts.append("fast: a ticket is censored, raise train.iterations")
-        elif seeds is not None and seeds <= len(found.values):
-            parts.append(f"{name}: not shown, though about {max(seeds, FEWEST_SEEDS)} seeds would do")
-        else:
-            parts.append(f"{name}: needs {'over 100' if seeds is None else f'about {seeds}'} seeds")
-    return "; ".join(parts)
+        whys.setdefault(_why_not_shown(name, judged), []).append(name)
+    return "; ".join(f"{' and '.join(names)}: {why}" for why, names in whys.items())
+
+
+def _why_not_shown(name: str, judged: Judged) -> str:
+    """What a reader can do about a condition that is not shown."""
+    seeds, found = judged.seeds[name], judged.conditions[name].found
+    if name == "fast" and math.isinf(found.high):
+        return "a ticket is censored, so train longer (train.epochs or train.iterations)"
+    here = len(found.values)
+    if seeds is not None and seeds <= here:
+        shown, less = SHOWN.get(name, (f"a gain of {CONTROL_GAIN} points", "a smaller one"))
+        return f"not shown, though {here} seeds are enough for {shown}; {less} needs more train.seeds"
+    needed = f"over {MOST_SEEDS}" if seeds is None else f"about {seeds}"
+    return f"not shown with {here} seeds, needs {needed} train.seeds"
 
 
 def table(judged: Sequence[Judged]) -> pd.DataFrame:

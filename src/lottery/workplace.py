@@ -1,5 +1,6 @@
 """Where a stage's passing files live: the repository that DVC was started in, also within a DVC experiment's copy."""
 
+import errno
 import os
 import tempfile
 from collections.abc import Iterator
@@ -15,6 +16,9 @@ def root() -> Path:
     return next((folder for folder in (here, *here.parents) if (folder / ".dvc").is_dir()), here)
 
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no room: on the disk, in a quota, under a limit for a file
+
+
 @contextmanager
 def scratch() -> Iterator[Path]:
     """A fresh folder under .lottery/tmp, outside everything that DVC hashes; gone at the end."""
@@ -26,10 +30,18 @@ def scratch() -> Iterator[Path]:
 
 @contextmanager
 def replacing(target: Path) -> Iterator[Path]:
-    """A path to write a file or a folder at, which takes the target's place only if the block ends well."""
+    """A path to write a file or a folder at, which takes the target's place only if the block ends well.
+
+    An OSError that tells of a full disk names the target, and not the path.
+    """
     with scratch() as folder:
         path = folder / target.name
-        yield path
+        try:
+            yield path
+        except OSError as error:
+            if error.errno in FULL:
+                error.filename = str(target)
+            raise
         target.parent.mkdir(parents=True, exist_ok=True)
         if target.is_dir():
             target.rename(folder / "before")  # a folder cannot be replaced; it goes with the scratch folder

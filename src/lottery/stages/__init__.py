@@ -2,15 +2,18 @@
 
 import gc
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import NoReturn
 
 from lottery import LotteryError
-from lottery.params import Params
+from lottery.params import Params, load
 from lottery.stages import hashed, progress
+from lottery.workplace import FULL, root
 
 # importing torch and MLflow makes a million objects that stay, and the collector would look through them every 700 more
 gc.set_threshold(100_000)
@@ -18,6 +21,7 @@ gc.set_threshold(100_000)
 STAGE = os.environ.get("DVC_STAGE", "")  # empty where a person starts a stage without DVC
 # at once: importing a stage's own modules takes seconds
 BEGAN_WITH = hashed.inputs(STAGE) if STAGE and Path("dvc.yaml").exists() else {}
+OTHER_ROOM = 70_000_000  # bytes that `download` writes for MNIST, its sources too; `evaluate` and `plot` need less
 STARTER = hashed.starter() if STAGE else None
 
 
@@ -39,6 +43,10 @@ def run(stage: Callable[[], None]) -> NoReturn:
             hashed.check_unchanged(STAGE, BEGAN_WITH)
     except LotteryError as error:
         sys.exit(_complain(str(error), 2))
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        sys.exit(_complain(_no_room(error), 2))
     except KeyboardInterrupt:
         sys.exit(_complain("interrupted; `dvc repro` starts this stage anew", 130))
     gc.freeze()  # else Python spends over a second at exit on looking through all that torch and MLflow made
@@ -48,6 +56,28 @@ def run(stage: Callable[[], None]) -> NoReturn:
 def _complain(line: str, code: int) -> int:
     print(line, file=sys.stderr)
     return code
+
+
+def _no_room(error: OSError) -> str:
+    name, _, level = STAGE.rpartition(":")[2].partition("@")
+    leaves = {"download": "data", "train": "models/dense", "prune": f"models/{level}"}.get(name, "reports")
+    needed = _room(load(), level or "dense") if leaves.startswith("models/") else OTHER_ROOM
+    return (
+        f"{error.filename or leaves}: {error.strerror}: the stage needs about {_megabytes(needed)}, and "
+        f"{_megabytes(shutil.disk_usage(root()).free)} are free; make room, then `dvc repro` goes on from here"
+    )
+
+
+def _room(params: Params, level: str) -> int:
+    """How many bytes of weights a level's folder holds; masks and histories take a hundredth of that."""
+    parameters = sum((inputs + 1) * outputs for inputs, outputs in pairwise(params.sizes))
+    arms = 1 if level == "dense" else len(params.arms(level))
+    states = 3 + params.train.twins + bool(level == "dense" and params.prune.rewind)  # initial, final, early stopping
+    return 4 * parameters * states * arms * len(params.train.seeds)
+
+
+def _megabytes(number: int) -> str:
+    return f"{number / 1e6:.1f} MB"
 
 
 def threads(params: Params) -> int:

@@ -57,7 +57,7 @@ def main() -> None:
                 reports.rounded(table).to_csv(folder / f"{name}.csv", index=False, lineterminator="\n")
             _write(folder / "claims.json", reports.judged_claims(judge_claims(p, networks)))
         _write(METRICS, reports.compared(levels, judged))
-        for warning in reports.warnings(levels):
+        if warning := reports.warning(levels, p.iterations, p.train.evaluate_every):
             print(f"warning: {warning}", file=sys.stderr)
         tracked.log_evaluation(MODELS, [METRICS, TABLES])
 

@@ -62,10 +62,21 @@ def load_findings(p: Params) -> Findings:
         conditions=load_report("conditions.csv"),
         claims=load_claims(),
         structure=load_report("structure.csv"),
-        warnings=list(reports.warnings(levels)),
+        warning=reports.warning(levels, p.iterations, p.train.evaluate_every),
         settings=p.model_dump(mode="json", exclude_none=True, exclude={"tracking", "run"}),
+        iterations=p.iterations,
+        sizes=p.sizes,
+        data=digest_of_data(p.data_file),
         tables=f"{digest(TABLES)}.dir",
     )
+
+
+def digest_of_data(file: Path) -> str:
+    """The MD5 sum of the data set that the networks were trained on."""
+    try:
+        return digest(file)
+    except OSError as error:
+        raise LotteryError(f"{file}: missing; `dvc repro download` makes it, and `dvc checkout` restores it") from error
 
 
 def load_report(name: str) -> pd.DataFrame:

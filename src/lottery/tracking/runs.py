@@ -159,7 +159,7 @@ def simple(output: Output, folder: Path) -> Content:
     if output.name == "download":
         params, note = {"dataset": output.params.data.name}, notes.of_data(output)
     elif output.name == "evaluate":
-        found = findings(folder)
+        found = findings(output, folder)
         points, note = list(summary(found.levels)), notes.of_evaluation(output, found)
         params |= {f"verdict.{each['level']}": each["verdict"] for each in found.judged}
         artifacts["reports"] = partial(_copy, [folder / "metrics.json"])
@@ -171,12 +171,21 @@ def simple(output: Output, folder: Path) -> Content:
     return Content(output.name, params, points, note, [data_input(output)], artifacts)
 
 
-def findings(folder: Path) -> "Findings":
-    """What an evaluation found, from the folder with its files; without what only the page of the report needs."""
+def findings(output: Output, folder: Path) -> "Findings":
+    """What an evaluation found, from the folder with its files; without what the page of the report alone needs."""
     from lottery.report import Findings
 
-    tables = {name: _table(folder, name) for name in ("levels", "networks", "verdicts", "conditions", "structure")}
-    return Findings(**tables, claims=(), warnings=(), settings={}, tables="")
+    params = output.params
+    return Findings(
+        **{name: _table(folder, name) for name in ("levels", "networks", "verdicts", "conditions", "structure")},
+        claims=(),
+        warning="",
+        settings={},
+        iterations=params.iterations,
+        sizes=params.sizes,
+        data=output.data_digest,
+        tables=output.pipeline,
+    )
 
 
 def _table(folder: Path, name: str) -> pd.DataFrame:
@@ -356,7 +365,7 @@ class Recorder:
         from lottery.tracking import notes
 
         with output.files() as folder:
-            found, barriers = findings(folder), _table(folder, "connectivity")
+            found, barriers = findings(output, folder), _table(folder, "connectivity")
         networks, means = found.networks.merge(barriers, "left", ["level", "arm", "seed"]), found.levels
         verdicts = dict(notes.of_verdicts(output, found))
         read = set(networks["level"])

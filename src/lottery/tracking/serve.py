@@ -3,7 +3,11 @@
 import json
 import os
 import re
+import signal
+import socket
+import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 
@@ -12,11 +16,13 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from sqlalchemy import create_engine
 
 from lottery import LotteryError, params
+from lottery.server import check_port
 from lottery.tracking.address import fault, is_own, shown_uri, tracking_uri
 from lottery.tracking.outputs import PIPELINE, recorded
 from lottery.tracking.store import Store, milliseconds
 from lottery.workplace import root
 
+HOST = "127.0.0.1"
 ALL = "all"  # what an address calls the view of all runs; that of a pipeline has the pipeline's name
 STAGES = f" and tags.{MLFLOW_PARENT_RUN_ID} IS NULL"  # no networks
 FIRST_PAGE = 100  # runs that MLflow's page loads at first
@@ -33,8 +39,14 @@ def connect(experiment: str) -> Store:
 
 
 def serve_ui(port: int) -> None:
-    """Serve the MLflow UI on 127.0.0.1 until interrupted, after printing the address that opens it well."""
+    """Serve the MLflow UI on 127.0.0.1 until interrupted, and print the address that opens it well once it answers.
+
+    Where MLFLOW_TRACKING_URI is a server's, that one serves it, and the address is all.
+    """
     settings = params.load()
+    remote = os.environ.get("MLFLOW_TRACKING_URI", "").startswith("http")
+    if not remote:
+        check_port(f"lottery ui: --port {port}", HOST, port)
     if is_own() and (root() / "dvc.lock").exists():
         _complete(settings)
     store = connect(settings.tracking.mlflow_experiment)
@@ -46,24 +58,63 @@ def serve_ui(port: int) -> None:
     with suppress(MlflowException, OSError):  # who may not write sees the views that others left, or the usual columns
         for name, view in views.items():
             store.call("set_experiment_tag", store.experiment, f"mlflow.sharedViewState.{name}", view)
-    uri = tracking_uri()
-    base = shown_uri() if uri.startswith("http") else f"http://127.0.0.1:{port}"
+    base = shown_uri() if remote else f"http://{HOST}:{port}"
     # the page opens in its mode for language models unless its address says otherwise; an order or a search in the
     # address would make MLflow ignore the view, so the view has them
     page = f"{base}/#/experiments/{store.experiment}/runs?workflowType=machine_learning&viewStateShareKey="
-    if pipeline:
-        print(f"pipeline {pipeline}; all runs: {page}{ALL}")
+    lines = [f"MLflow UI: {page}{pipeline or ALL}"]
     if count > FIRST_PAGE:
-        print(
+        lines.insert(
+            0,
             f"stages alone: the page shows {FIRST_PAGE} runs, and this pipeline has {count}; "
-            f"`{PIPELINE}{pipeline}` in the search without `{STAGES.strip()}` shows networks too"
+            f"`{PIPELINE}{pipeline}` in the search without `{STAGES.strip()}` shows networks too",
         )
-    print(f"MLflow UI: {page}{pipeline or ALL}", flush=True)
-    if not uri.startswith("http"):
-        os.environ["MLFLOW_BACKEND_STORE_URI"] = uri  # a command line, which all users see, would show its password
-        os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"  # four processes for language models' evaluations
-        server = [sys.executable, "-m", "mlflow", "server", "--workers", "1"]
-        os.execv(sys.executable, [*server, "--host", "127.0.0.1", "--port", str(port)])
+    if pipeline:
+        lines.insert(0, f"pipeline {pipeline}; all runs: {page}{ALL}")
+    if remote:
+        print("\n".join(lines))
+    else:
+        _serve(port, "\n".join(lines))
+
+
+def _serve(port: int, told: str) -> None:
+    """Run MLflow's server until ctrl-C, SIGTERM or SIGHUP, and print what is told once it answers."""
+    for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(name, signal.default_int_handler)
+    environment = os.environ | {
+        "MLFLOW_BACKEND_STORE_URI": tracking_uri(),  # a command line, which all users see, would show its password
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # four processes for language models' evaluations
+    }
+    command = [sys.executable, "-m", "mlflow", "server", "--host", HOST, "--port", str(port), "--workers", "1"]
+    log = root() / ".lottery" / f"ui-{port}.log"
+    log.parent.mkdir(exist_ok=True)
+    with log.open("wb") as file:
+        server = subprocess.Popen(
+            [*command, "--uvicorn-opts", "--log-level warning"],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=file,  # MLflow's lines name pages that open something else
+            stderr=file,
+            process_group=0,  # ctrl-C in a terminal would reach MLflow and Uvicorn too, which end with tracebacks
+        )
+    try:
+        while server.poll() is None and not _answers(port):
+            time.sleep(0.1)
+        if server.returncode is None:
+            print(told, flush=True)
+        code = server.wait()
+        raise LotteryError(f"{log}: says why MLflow's server ended, with exit code {code}; `lottery ui` starts it anew")
+    except KeyboardInterrupt:
+        print("\nMLflow UI: ended", flush=True)
+    finally:
+        with suppress(ProcessLookupError):  # an end by SIGTERM waits for pages that are open; databases lose nothing
+            os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
+
+
+def _answers(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex((HOST, port)) == 0
 
 
 def _complete(settings: params.Params) -> None:
