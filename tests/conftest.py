@@ -1,5 +1,6 @@
 """What the tests share: hypothesis that draws the same examples every time, a folder to work in, and small data."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +10,9 @@ from clones import clone, finished, origin  # noqa: F401  # fixtures
 from hypothesis import HealthCheck, settings
 
 from lottery.images import Images, Scaling, Split
+
+for name in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS"):  # a make that a test starts is none of `make test`'s
+    os.environ.pop(name, None)
 
 settings.register_profile(
     "repeatable",

@@ -13,6 +13,7 @@ from lottery import experiment
 from lottery.arms import ARMS as EVERY_ARM
 from lottery.arms import Ticket
 from lottery.artifacts import load_contents, load_history, load_masks, load_parameters, save_level
+from lottery.digests import digest
 from lottery.experiment import Level, Pruning, Train
 from lottery.images import Examples, Images, Split
 from lottery.network import Masks, Parameters, accuracy, initialize
@@ -20,7 +21,6 @@ from lottery.pruning import Evidence, weights_kept
 from lottery.randomness import generator
 from lottery.schedules import Step
 from lottery.statistics import early_stopping
-from lottery.tracking.outputs import digest
 from lottery.training import Recipe, Trained, train
 
 SIZES = (64, 50, 20, 10)

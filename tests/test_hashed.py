@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 import yaml
-from clones import SMALL, Clone
+from clones import SMALL, Clone, said
 from stores import PATIENCE, stage
 
 from lottery import LotteryError
@@ -338,12 +338,12 @@ def test_a_level_of_other_parameters_is_refused(
         check_level(other, "p50")
 
 
-@pytest.mark.parametrize("name", ["evaluate", "prune@p75"])
-def test_a_stage_refuses_to_read_a_level_of_other_parameters(clone: Clone, name: str) -> None:
+@pytest.mark.parametrize(("name", "level"), [("evaluate", "dense"), ("prune@p75", "p50")])
+def test_a_stage_refuses_to_read_a_level_of_other_parameters(clone: Clone, name: str, level: str) -> None:
     before = clone.files("reports") | clone.files("models")
     clone.change(train=SMALL["train"] | {"seeds": [0, 1, 2]})
     process = stage(clone, name.partition("@")[0], name)
     output = process.communicate(timeout=PATIENCE)[1]
     assert process.returncode == 2
-    assert output.splitlines()[0].startswith("models/dense: has seeds 0, 1, but params.yaml asks for 0, 1, 2;")
+    assert said(output)[0].startswith(f"models/{level}: has seeds 0, 1, but params.yaml asks for 0, 1, 2;")
     assert clone.files("reports") | clone.files("models") == before

@@ -167,6 +167,7 @@ def test_a_damaged_input_stops_a_stage_with_one_line(clone: Clone, file: str, st
     assert clone.files("models/p75") | clone.files("reports") == before
 
 
+@pytest.mark.slow
 def test_an_ascii_locale_takes_umlauts(clone: Clone) -> None:
     with (clone.folder / "params.yaml").open("a", encoding="utf-8") as file:
         file.write("# für später\n")

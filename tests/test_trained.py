@@ -59,6 +59,7 @@ def test_parameters_that_were_edited_since_change_nothing(here: Clone) -> None:
     assert _accuracy(network, here.folder) == pytest.approx(expected, abs=1e-12)
 
 
+@pytest.mark.slow
 def test_another_revision_or_experiment_is_read_from_dvcs_cache(here: Clone) -> None:
     here.commit("Results")
     before = lottery.load("p75", "reinit", 1).state_dict()
