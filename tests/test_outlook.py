@@ -132,7 +132,7 @@ def test_repro_says_what_it_will_do_and_ends_with_the_answer(clone: Clone) -> No
 def test_what_undoes_works_where_the_committed_networks_were_never_made(clone: Clone, tmp_path: Path) -> None:
     clone.commit("Results")
     new = Clone(tmp_path / "new", clone.folder)
-    undo = new.run("lottery", "answer").partition("to undo:")[2].partition("(")[0]
+    undo = clone.run("lottery", "answer").partition("to undo:")[2].partition("(")[0]
     (new.folder / "params.yaml").write_text("{}")
     new.run("sh", "-c", undo)
     assert new.run("git", "status", "--short") == ""
