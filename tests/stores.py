@@ -24,13 +24,7 @@ PARENT = "mlflow.parentRunId"
 KEY = "lottery.key"
 PATIENCE = 300  # seconds, against a hang: no test fails because a machine is slow
 # when, by whom and from where: not part of what a run shows
-CIRCUMSTANCES = {
-    "mlflow.source.git.commit",
-    "git.dirty",
-    "dvc.experiment",
-    "dvc.baseline",
-    "lottery.process",
-}
+CIRCUMSTANCES = {"mlflow.source.git.commit", "mlflow.runName", "lottery.dirty", "lottery.experiment"}
 
 
 def address(clone: Clone) -> str:
@@ -53,6 +47,11 @@ def runs(client: MlflowClient, condition: str = "", view: int = ViewType.ACTIVE_
     return list(client.search_runs([experiment.experiment_id], condition, view, order_by=["attributes.start_time ASC"]))
 
 
+def name(run: Run) -> str:
+    """A run's name without what it says of where the run comes from."""
+    return run.info.run_name.partition(" · ")[0]
+
+
 def networks(client: MlflowClient) -> dict[tuple[str, str, int], Run]:
     """The runs of networks by level, arm and seed."""
     children = [run for run in runs(client) if PARENT in run.data.tags]
@@ -63,7 +62,7 @@ def networks(client: MlflowClient) -> dict[tuple[str, str, int], Run]:
 
 def keys(client: MlflowClient) -> list[str]:
     """The keys of all active runs; a run without one is ``no key``."""
-    return sorted(run.data.tags.get(KEY, f"no key: {run.info.run_name} {run.info.status}") for run in runs(client))
+    return sorted(run.data.tags.get(KEY, f"no key: {name(run)} {run.info.status}") for run in runs(client))
 
 
 def picture(client: MlflowClient) -> dict[str, dict[str, Any]]:
@@ -77,7 +76,7 @@ def picture(client: MlflowClient) -> dict[str, dict[str, Any]]:
 def _fields(client: MlflowClient, run: Run, names: dict[str, str]) -> dict[str, Any]:
     identity, tags = run.info.run_id, run.data.tags
     return {
-        "name": run.info.run_name,
+        "name": name(run),
         "status": run.info.status,
         "ended": run.info.end_time is not None,
         "params": run.data.params,

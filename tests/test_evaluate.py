@@ -6,10 +6,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from clones import ROOT
+from clones import ROOT, Clone
 from test_claims import networks
 
-from lottery import connectivity, structure
+from lottery import connectivity, reports, structure, verdicts
 from lottery.artifacts import load_twins, save_level
 from lottery.claims import ONE_SHOT, Finding
 from lottery.connectivity import barrier
@@ -124,3 +124,28 @@ def test_barriers_are_between_the_final_networks_of_an_arm_and_their_twins(
     assert table["barrier_test"].tolist() == barrier(final, twins, *test).tolist()
     assert table["barrier_train"].tolist() == barrier(final, twins, *train).tolist()
     assert set(table) | {"level"} == set(connectivity.COLUMNS)
+
+
+def test_numbers_are_rounded_only_after_verdicts_are_computed(finished: Clone, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(finished.folder)
+    p = load(Path("params.yaml"))
+    networks = evaluate.measure(p, *evaluate.images(p))
+
+    def conditions(table: pd.DataFrame) -> pd.DataFrame:
+        judged = verdicts.judge(table, p.verdict.margin, p.verdict.speed_margin)
+        return reports.rounded(verdicts.conditions_table(judged))
+
+    written = reports.load_table(Path("reports/tables/conditions.csv"))
+    pd.testing.assert_frame_equal(written, conditions(networks), check_dtype=False, check_exact=True)
+    assert not written["mean"].equals(conditions(reports.rounded(networks))["mean"])
+
+
+def test_tables_have_six_decimals_at_most(finished: Clone) -> None:
+    for path in (finished.folder / "reports/tables").glob("*.csv"):
+        table = reports.load_table(path).drop(columns=["p", "p_holm"], errors="ignore").select_dtypes("float")
+        assert table.equals(table.round(6)), path.name
+
+
+def test_a_small_p_value_keeps_its_digits() -> None:
+    table = pd.DataFrame({"p": [1.23456789e-9, 0.5], "mean": [1.23456789, 0.1 + 0.2]})
+    assert reports.rounded(table).to_csv(index=False).splitlines() == ["p,mean", "1.23457e-09,1.234568", "0.5,0.3"]

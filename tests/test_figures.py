@@ -507,7 +507,7 @@ def test_a_mask_picture_is_a_square_of_square_blocks_wide_enough_for_the_ui(
     mask = torch.rand(inputs, 5, generator=torch.Generator().manual_seed(0)) < 0.5
     save_mask_picture(mask, tmp_path / "mask.png")
     with Image.open(tmp_path / "mask.png") as image:
-        pixels = np.asarray(image)
+        pixels = np.asarray(image)[: image.width]  # the scale is below
     block = len(pixels) // side
     assert pixels.shape[0] == pixels.shape[1] == side * block >= 280
     blocks = pixels.reshape(side, block, side, block, -1)
@@ -522,8 +522,20 @@ def test_a_mask_picture_is_a_square_of_square_blocks_wide_enough_for_the_ui(
 def test_a_mask_picture_of_inputs_that_fill_no_square_leaves_the_rest_empty(tmp_path: Path) -> None:
     save_mask_picture(torch.ones(7, 4, dtype=torch.bool), tmp_path / "mask.png")
     with Image.open(tmp_path / "mask.png") as image:
-        opacity = np.asarray(image)[50::100, 50::100, 3]
+        opacity = np.asarray(image)[50:300:100, 50::100, 3]
     assert opacity.tolist() == [[255, 255, 255], [255, 255, 255], [255, 0, 0]]
+
+
+def test_a_mask_picture_has_a_scale_from_none_to_the_most(tmp_path: Path) -> None:
+    mask = torch.rand(784, 300, generator=torch.Generator().manual_seed(0)) < 0.5
+    save_mask_picture(mask, tmp_path / "mask.png")
+    with Image.open(tmp_path / "mask.png") as image:
+        pixels = np.asarray(image)
+    side, colors = pixels.shape[1], matplotlib.colormaps["viridis"]
+    ends = pixels[side + 15, [0, -1]]
+    assert ends.tolist() == [list(colors(end, bytes=True)) for end in (0.0, 1.0)]
+    words = pixels[side + 22 :, :, 3] > 0
+    assert [bool(words[:, at - 20 : at].any()) for at in (20, side // 2, side)] == [True, True, True]
 
 
 def test_a_mask_that_keeps_nothing_has_a_picture(tmp_path: Path) -> None:

@@ -911,6 +911,14 @@ def test_a_hostile_file_is_one_short_line_within_2_seconds(old: str, new: str, l
     assert len(mistake) <= 300
 
 
+def test_more_evaluations_than_memory_holds_are_refused() -> None:
+    text = default_with(("epochs: 5 ", "iterations: 100000000 "), ("evaluate_every: 250", "evaluate_every: 99"))
+    assert mistakes(text) == [
+        "params.yaml: train.evaluate_every: 99 evaluates each network 1010101 times; give 100 or more"
+    ]
+    load_text(text.replace("evaluate_every: 99", "evaluate_every: 100"))
+
+
 def test_of_many_mistakes_ten_are_told() -> None:
     begin = process_time()
     lines = mistakes(default_with((CHAIN, "".join(f"  p{n}: {{sparsity: 0.5, parent: q{n}}}\n" for n in range(2000)))))

@@ -179,6 +179,9 @@ def test_levels_that_cannot_be_leave_params_yaml_as_it_was(
     assert main(["levels", "--rate", "0.9", "--rounds", "8"]) == 2
     assert "params.yaml: levels.r7.sparsity: 1.0 is not" in capsys.readouterr().err
     assert (repository / "params.yaml").read_text() == before
+    assert main(["levels", "--rate", "0.0001", "--rounds", "5000"]) == 2
+    assert "bytes; give 180000 at most" in capsys.readouterr().err
+    assert (repository / "params.yaml").read_text() == before
 
 
 def test_one_shot_levels_have_dense_for_parent() -> None:
@@ -207,3 +210,13 @@ def test_without_git_everything_is_uncommitted(repository: Path) -> None:
     (repository / ".git").rename(repository / "no-git")
     (repository / "params.yaml").write_text("a: 1\n")
     assert main(["preset", "quick"]) == 2
+
+
+def test_where_git_is_not_installed_everything_but_presets_is_uncommitted(
+    repository: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PATH", str(repository))
+    assert main(["preset", "quick"]) == 0
+    (repository / "params.yaml").write_text("a: 1\n")
+    assert main(["preset", "quick"]) == 2
+    assert "not committed" in capsys.readouterr().err

@@ -16,7 +16,8 @@ import torch
 from clones import SMALL
 from mlflow import MlflowClient
 from mlflow.entities import Run
-from stores import KEY, PARENT
+from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE as NOTE
+from stores import KEY, PARENT, name
 
 from lottery.artifacts import save_level
 from lottery.experiment import Level
@@ -274,8 +275,20 @@ def evaluated(workspace: Path) -> Output:
     ]
     columns = ["level", "parent", "arm", "density", "test_accuracy_mean"]
     pd.DataFrame(levels, columns=columns).to_csv(tables / "levels.csv", index=False)
-    pd.DataFrame([("p50", "undecided")], columns=["level", "verdict"]).to_csv(tables / "verdicts.csv", index=False)
-    return Output("evaluate", "evaluate", "2" * 32, "1" * 32, PARAMS, lambda: nullcontext(Path("reports")))
+    verdict = ("p50", "undecided", "", "2 seeds, of 3 at least")
+    columns = ["level", "verdict", "survives_holm", "why"]
+    pd.DataFrame([verdict], columns=columns).to_csv(tables / "verdicts.csv", index=False)
+    conditions = [("p50", "equal", "points", -0.25, -1.5, 1.0, 2, 1), ("p50", "fast", "ratio", 0.9, 0.5, 1.6, 2, 1)]
+    columns = ["level", "condition", "unit", "mean", "low", "high", "seeds", "censored"]
+    pd.DataFrame(conditions, columns=columns).to_csv(tables / "conditions.csv", index=False)
+    pd.DataFrame(columns=["level", "arm", "layer"]).to_csv(tables / "structure.csv", index=False)
+    return evaluation("2" * 32)
+
+
+def evaluation(pipeline: str) -> Output:
+    """What is in reports/ as the output of a pipeline of this name."""
+    files = nullcontext(Path("reports"))
+    return Output("evaluate", "evaluate", pipeline, "1" * 32, PARAMS, lambda: files, pipeline[:8])
 
 
 def test_an_evaluation_is_on_the_runs_of_all_that_it_read(store: Store, output: Output, evaluated: Output) -> None:
@@ -283,13 +296,52 @@ def test_an_evaluation_is_on_the_runs_of_all_that_it_read(store: Store, output: 
         recorder = Recorder(store, Origin())
         recorder.level(output)
         recorder.evaluation(evaluated, [output])
-    found = {run.info.run_name: run.data for run in runs(store)}
+    found = {name(run): run.data for run in runs(store)}
     accuracies = [found[name].metrics["test_accuracy"] for name in NAMES[1:]]
     assert accuracies == [0.1, 0.2, 0.3, 0.4]
     assert found["p50"].metrics["test_accuracy.reinit"] == 0.35
-    assert found["evaluate"].params["verdict.p50"] == "undecided"
-    assert all("pipeline.22222222" in data.tags for data in found.values())
+    assert (found["evaluate"].params["verdict.p50"], found["evaluate"].params["pipeline"]) == ("undecided", "22222222")
+    assert all("lottery.pipeline.22222222" in data.tags for data in found.values())
     assert len(found) == len(runs(store)) == len(NAMES) + 1
+
+
+def test_a_levels_note_has_a_line_per_pipeline_and_its_name_the_first_ones(
+    store: Store, output: Output, evaluated: Output
+) -> None:
+    for each in (evaluated, evaluation("3" * 32), evaluated):
+        recorder = Recorder(store, Origin())
+        recorder.level(output)
+        recorder.evaluation(each, [output])
+    found = {run.info.run_name: run.data.tags[NOTE] for run in runs(store)}
+    names = {*(f"{name} · 22222222" for name in NAMES), "evaluate · 22222222", "evaluate · 33333333"}
+    assert found.keys() == names
+    what, *lines = found["p50 · 22222222"].split("\n\n")
+    assert what == "Level `p50`: sparsity 0.5, pruned from `dense`; 4 networks of 64-32-16-10, 84 iterations each: " + (
+        "ticket, reinit; 2 seeds."
+    )
+    verdict = (
+        "**undecided** (2 seeds, of 3 at least). Test accuracy differs from dense's by −0.25 (−1.50 to +1.00) points"
+    )
+    for line, pipeline in zip(lines, ("22222222", "33333333"), strict=True):
+        assert line.startswith(f"Pipeline {pipeline}: {verdict}; the tickets stop at 0.90 (0.50 to 1.60) times")
+    assert f"- `p50`: {verdict}" in found["evaluate · 22222222"]
+    assert "`reports/report.html`" in found["evaluate · 22222222"]
+    assert "arm `reinit`, seed 1. It keeps " in found["p50 reinit 1 · 22222222"]
+
+
+def test_a_runs_name_has_the_dvc_experiment_that_made_it(store: Store, output: Output, evaluated: Output) -> None:
+    recorder = Recorder(store, Origin(experiment="muddy-sash"))
+    recorder.level(output)
+    recorder.evaluation(evaluated, [output])
+    assert {run.info.run_name for run in runs(store)} == {f"{name} · muddy-sash" for name in (*NAMES, "evaluate")}
+
+
+def test_a_network_says_by_which_validation_loss_it_was_chosen(store: Store, output: Output) -> None:
+    Recorder(store, Origin()).level(output)
+    network = next(run for run in runs(store) if run.info.run_name == "p50 ticket 1")
+    assert network.data.metrics["early_stopping/validation_loss"] == 0.5
+    assert network.data.metrics["early_stopping/iteration"] == 20
+    assert PROCESS not in network.data.tags
 
 
 def test_tables_that_another_version_did_not_leave_are_named(store: Store, evaluated: Output) -> None:

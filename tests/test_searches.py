@@ -1,6 +1,8 @@
-"""The searches in README.md, as they stand there, on the store of a pipeline that ran on digits."""
+"""The searches in README.md, as they stand there and in their order, on the store of a pipeline that ran on digits."""
 
 import re
+import shutil
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -8,73 +10,80 @@ from clones import ROOT, Clone
 from mlflow import MlflowClient
 
 SNIPPETS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+SEARCHES = [text for text in SNIPPETS if "lottery.load" not in text]
+LEVELS = {"p90": {"sparsity": 0.9, "parent": "dense"}, "p95": {"sparsity": 0.95, "parent": "p90"}}
 
 
-def search(name: str, **replacements: str) -> pd.DataFrame | pd.Series:
-    """Run the README's snippet that assigns ``name``, with other values in its filters, and give what it assigns."""
-    (snippet,) = [text for text in SNIPPETS if re.search(rf"^{name} = ", text, re.MULTILINE)]
-    for old, new in replacements.items():
-        assert old in snippet
-        snippet = snippet.replace(old, new)
-    names: dict[str, object] = {}
-    exec(compile(snippet, f"README.md: {name}", "exec"), names)
-    found = names[name]
-    assert isinstance(found, pd.DataFrame | pd.Series)
-    return found
+@pytest.fixture(scope="module")
+def evaluated(finished: Clone, tmp_path_factory: pytest.TempPathFactory) -> Clone:
+    """A clone whose store has two pipelines, and networks of a third that are better than all, but of no pipeline here.
+
+    The later pipeline has levels of the default one.
+    """
+    folder = tmp_path_factory.mktemp("searches") / "clone"
+    shutil.copytree(finished.folder, folder, symlinks=True)
+    clone = Clone(folder)
+    clone.change(levels=LEVELS)
+    clone.repro("evaluate")
+    client = MlflowClient(f"sqlite:///{clone.folder / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("lottery-tickets").experiment_id
+    for arm in ("ticket", "reinit"):
+        stranger = client.create_run(experiment, tags={"lottery.pipeline.1badcafe": "true"})
+        for key, value in {"level": "p90", "arm": arm, "seed": "0"}.items():
+            client.log_param(stranger.info.run_id, key, value)
+        for key, value in {"sparsity": 0.9, "test_accuracy": 1.0, "early_stopping/validation_loss": 0.0}.items():
+            client.log_metric(stranger.info.run_id, key, value)
+    return clone
 
 
 @pytest.fixture
-def networks(clone: Clone, monkeypatch: pytest.MonkeyPatch) -> pd.DataFrame:
-    """The networks of a pipeline; the store knows three more, of another pipeline and better than all."""
-    monkeypatch.chdir(clone.folder)
+def found(evaluated: Clone, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What the snippets assign, run as a person types them."""
+    monkeypatch.chdir(evaluated.folder)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    client = MlflowClient()
-    experiment = client.get_experiment_by_name("lottery-tickets").experiment_id
-    for level, arm in (("p75", "ticket"), ("p75", "reinit"), ("p50", "ticket")):
-        stranger = client.create_run(experiment, run_name=f"{level} {arm} 0", tags={"pipeline.1badcafe": "true"})
-        for key, value in {"level": level, "arm": arm, "seed": "0"}.items():
-            client.log_param(stranger.info.run_id, key, value)
-        client.log_metric(stranger.info.run_id, "sparsity", 0.5)
-        client.log_metric(stranger.info.run_id, "test_accuracy", 1.0)
-    return pd.read_csv(clone.folder / "reports/tables/networks.csv")
+    names: dict[str, Any] = {}
+    for snippet in SEARCHES:
+        exec(compile(snippet, "README.md", "exec"), names)
+    return names
 
 
-def pipeline() -> str:
-    """The eight digits of the pipeline, which its `evaluate` run shows as a tag too."""
-    client = MlflowClient()
-    experiment = client.get_experiment_by_name("lottery-tickets").experiment_id
-    (run,) = client.search_runs([experiment], "attributes.run_name = 'evaluate'")
-    (tag,) = (tag for tag in run.data.tags if tag.startswith("pipeline."))
-    return tag.removeprefix("pipeline.")
+@pytest.fixture
+def networks(evaluated: Clone) -> pd.DataFrame:
+    return pd.read_csv(evaluated.folder / "reports/tables/networks.csv")
 
 
-def test_the_best_sparse_ticket(networks: pd.DataFrame) -> None:
-    found = search("best", **{"metrics.sparsity >= 0.9": "metrics.sparsity >= 0.75"})
-    tickets = networks.query("arm == 'ticket' and sparsity >= 0.75")
-    assert set(tickets["level"]) == {"p75", "p80-at-once"}
-    assert found["metrics.test_accuracy"].tolist() == [tickets["test_accuracy"].max()]
-    assert (found["metrics.sparsity"] >= 0.75).all()
-
-
-def test_all_networks_of_one_pipeline(networks: pd.DataFrame) -> None:
-    found = search("networks", **{"1a2b3c4d": pipeline()})
-    keys = list(zip(found["params.level"], found["params.arm"], found["params.seed"].astype(int), strict=True))
+def test_all_networks_of_the_pipeline_that_was_evaluated_last(found: dict[str, Any], networks: pd.DataFrame) -> None:
+    runs = found["networks"]
+    keys = list(zip(runs["params.level"], runs["params.arm"], runs["params.seed"].astype(int), strict=True))
     assert sorted(keys) == sorted(zip(networks["level"], networks["arm"], networks["seed"], strict=True))
+    assert set(networks["level"]) == {"dense", *LEVELS}
 
 
-def test_ticket_against_reinit_at_a_level_is_paired_by_seed(networks: pd.DataFrame) -> None:
-    found = search("difference", **{"1a2b3c4d": pipeline(), "'p90'": "'p75'"})
-    level = networks[networks["level"] == "p75"].pivot(index="seed", columns="arm", values="test_accuracy")
+def test_the_best_sparse_ticket_is_the_one_with_the_lowest_validation_loss(
+    found: dict[str, Any], evaluated: Clone
+) -> None:
+    histories = [pd.read_csv(evaluated.folder / f"models/{level}/history.csv").assign(level=level) for level in LEVELS]
+    tickets = pd.concat(histories).query("arm == 'ticket' and iteration > 0")
+    best = tickets.sort_values("validation_loss").iloc[0]
+    run = found["best"].iloc[0]
+    assert (run["params.level"], int(run["params.seed"])) == (best["level"], best["seed"])
+    assert run["metrics.early_stopping/validation_loss"] == round(best["validation_loss"], 6)
+
+
+def test_ticket_against_reinit_at_a_level_is_paired_by_seed(found: dict[str, Any], networks: pd.DataFrame) -> None:
+    level = networks[networks["level"] == "p90"].pivot(index="seed", columns="arm", values="test_accuracy")
     expected = level["ticket"] - level["reinit"]
-    assert {int(seed): value for seed, value in found.items()} == pytest.approx(expected.to_dict())
+    assert {int(seed): value for seed, value in found["difference"].items()} == pytest.approx(expected.to_dict())
 
 
-def test_a_ticket_is_loaded(clone: Clone, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.chdir(clone.folder)
-    (snippet,) = [text for text in SNIPPETS if "lottery.load" in text]
-    exec(compile(snippet.replace('"p90"', '"p75"'), "README.md: load", "exec"), {})
+def test_a_ticket_is_loaded(
+    evaluated: Clone, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(evaluated.folder)
+    (snippet,) = set(SNIPPETS) - set(SEARCHES)
+    exec(compile(snippet, "README.md: load", "exec"), {})
     assert "Linear(in_features=64" in capsys.readouterr().out
 
 
 def test_every_snippet_in_the_readme_is_run_here() -> None:
-    assert len(SNIPPETS) == 4
+    assert (len(SNIPPETS), len(SEARCHES)) == (4, 3)

@@ -65,7 +65,7 @@ def is_free(port: int) -> bool:
 @pytest.mark.parametrize("command", [["lottery", "ui", "--port"], ["make", "ui"]], ids=["lottery", "make"])
 def test_the_last_line_opens_the_runs_and_ctrl_c_ends_it_with_one_more(command: list[str], port: int) -> None:
     typed = [*command, str(port)] if command[0] == "lottery" else [*command, f"PORT={port}"]
-    before, after, code = in_terminal(typed, "viewStateShareKey=networks\r\n")
+    before, after, code = in_terminal(typed, "viewStateShareKey=all\r\n")
     assert len(before) == 1
     assert before[0].startswith(f"MLflow UI: http://127.0.0.1:{port}/#/experiments/1/runs?")
     assert [line for line in after if line != "^C"] == ["MLflow UI: ended"]

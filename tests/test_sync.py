@@ -5,6 +5,7 @@ would find are those of real neighbours: DVC that restores outputs, reads other 
 that die or never answer, two machines at once, and a stage that logs while it trains.
 """
 
+import json
 import os
 import random
 import shutil
@@ -31,6 +32,7 @@ from stores import (
     kill,
     lines_of,
     lose_the_store,
+    name,
     networks,
     picture,
     refused_sync,
@@ -42,9 +44,12 @@ from stores import (
     sync,
 )
 
+from lottery import LotteryError
 from lottery.digests import digest
 from lottery.tracking.outputs import recorded
+from lottery.tracking.sync import Workspace
 
+SERVE = "from lottery.tracking import serve; serve._serve = lambda port, told: print(told)\n"
 RUNS = 27  # download, dense, 3 levels, evaluate, plot; 2 + 3 x 6 networks
 
 
@@ -103,7 +108,7 @@ def test_a_lost_store_is_redrawn_field_by_field(clone: Clone) -> None:
 
 def _stages(clone: Clone) -> list[str]:
     """The names of the stages' runs, the earliest first."""
-    return [run.info.run_name for run in runs(store(clone)) if PARENT not in run.data.tags]
+    return [name(run) for run in runs(store(clone)) if PARENT not in run.data.tags]
 
 
 @pytest.mark.slow
@@ -193,12 +198,14 @@ def test_other_revisions_are_synced_without_touching_the_workspace(clone: Clone)
     assert sync(clone, "--rev", first) == [f"{first[:7]}: runs: {RUNS} made"]
     (told,) = sync(clone, "--rev", "wider")
     assert told.startswith("wider: runs: ")
-    assert {run.data.tags["dvc.experiment"] for run in runs(store(clone), "tags.`dvc.experiment` != ''")} == {"wider"}
+    wider = runs(store(clone), "tags.`lottery.experiment` != ''")
+    assert {run.data.tags["lottery.experiment"] for run in wider} == {"wider"}
+    assert {run.info.run_name.partition(" · ")[2] for run in wider} == {"wider"}
     sync(clone, "--all-commits")
     assert picture(store(clone)) == everything
-    for name, content in files.items():
-        if not name.startswith(("mlflow", "mlartifacts", ".lottery", ".dvc", ".git")):
-            assert (clone.folder / name).read_bytes() == content
+    for path, content in files.items():
+        if not path.startswith(("mlflow", "mlartifacts", ".lottery", ".dvc", ".git")):
+            assert (clone.folder / path).read_bytes() == content
     assert clone.run("git", "status", "--porcelain") == status
 
 
@@ -236,7 +243,7 @@ def test_a_project_in_a_subfolder_of_a_repository_is_synced_and_clean(clone: Clo
     (outer / "other.txt").write_text("two")  # no part of this project
     lose_the_store(inner)
     sync(inner)
-    assert {run.data.tags["git.dirty"] for run in runs(store(inner))} == {"false"}
+    assert not any("lottery.dirty" in run.data.tags for run in runs(store(inner)))
     before = picture(store(inner))
     lose_the_store(inner)
     assert sync(inner, "--rev", "HEAD") == [f"HEAD: runs: {RUNS} made"]
@@ -264,6 +271,12 @@ def test_a_checkout_of_another_user_is_gits_matter_and_not_mlflows(clone: Clone)
 def test_a_revision_that_does_not_exist_is_one_line(clone: Clone) -> None:
     line = "--rev no-such-thing: neither a commit nor a DVC experiment; `dvc exp show` lists these"
     assert refused_sync(clone, "--rev", "no-such-thing") == line
+
+
+def test_a_dvc_lock_that_is_not_utf_8_is_no_fault_of_mlflows(workspace: Path) -> None:
+    (workspace / "dvc.lock").write_bytes(b"\xff")
+    with pytest.raises(LotteryError, match=r"^dvc\.lock: not UTF-8; `git checkout dvc\.lock` mends it$"):
+        Workspace().lock()
 
 
 # --- a store that was moved, copied or purged ------------------------------------------------------------------------
@@ -346,14 +359,16 @@ def test_the_runs_of_a_killed_process_are_marked_killed(clone: Clone) -> None:
     running = stage(clone, "train", "train")
     _wait_for_a_run(clone, "attributes.status = 'RUNNING' and params.arm = 'dense'")
     # live, while it trains: the networks' own histories and their means
-    _wait_for_a_run(clone, "attributes.status = 'RUNNING' and metrics.validation_loss > 0 and params.seed = '1'")
-    _wait_for_a_run(clone, "attributes.status = 'RUNNING' and metrics.`validation_loss.dense` > 0")
+    _wait_for_a_run(
+        clone, "attributes.status = 'RUNNING' and metrics.`curves/validation_loss` > 0 and params.seed = '1'"
+    )
+    _wait_for_a_run(clone, "attributes.status = 'RUNNING' and metrics.`curves/validation_loss.dense` > 0")
     assert sync(clone) == [f"runs: {RUNS} already complete"]  # it is alive
     assert runs(store(clone), "attributes.status = 'RUNNING'")
     running.kill()
     running.wait()
     assert sync(clone) == ["the process of run dense is dead: marked KILLED", f"runs: {RUNS} already complete"]
-    assert [run.info.run_name for run in runs(store(clone), "attributes.status = 'KILLED'")] == [
+    assert [name(run) for run in runs(store(clone), "attributes.status = 'KILLED'")] == [
         "dense",
         "dense dense 0",
         "dense dense 1",
@@ -542,15 +557,33 @@ def test_the_ui_begins_with_what_the_store_lacks(clone: Clone) -> None:
     sync(clone)
     expected = picture(store(clone))
     lose_the_store(clone)
-    served = (
-        "from lottery.tracking import serve\n"
-        "serve._serve = lambda port, line: print(line)\n"
-        "serve.serve_ui(0); serve.serve_ui(0)"
-    )
+    served = f"{SERVE}serve.serve_ui(0); serve.serve_ui(0)"
     lines = clone.run(sys.executable, "-c", served).splitlines()
-    assert sorted(line.partition(": ")[0] for line in lines) == ["MLflow UI", "MLflow UI", "runs"]
     assert f"runs: {RUNS} made" in lines
+    (pipeline,) = {run.data.params["pipeline"] for run in runs(store(clone)) if name(run) in ("evaluate", "plot")}
+    assert (
+        sum(line.startswith("MLflow UI: ") and line.endswith(f"&viewStateShareKey={pipeline}") for line in lines) == 2
+    )
+    assert sum(line.startswith(f"pipeline {pipeline}; all runs: http") for line in lines) == 2
+    assert len(lines) == 5
     assert picture(store(clone)) == expected
+
+
+def test_the_view_of_a_pipeline_of_more_runs_than_a_page_shows_has_its_stages(clone: Clone) -> None:
+    told = clone.run(sys.executable, "-c", f"{SERVE}serve.FIRST_PAGE = 10; serve.serve_ui(0)")
+    assert "stages alone: the page shows 10 runs, and this pipeline has 27; `lottery.pipeline." in told
+    client = store(clone)
+    tags = client.get_experiment_by_name("lottery-tickets").tags
+    view = tags["mlflow.sharedViewState." + told.strip().rpartition("=")[2]]
+    found = runs(client, json.loads(json.loads(view)["state"])["searchFilter"])
+    assert [name(run) for run in found] == ["download", "dense", "p50", "p75", "p80-at-once", "evaluate", "plot"]
+
+
+def test_a_folder_without_a_pipeline_of_its_own_opens_all_runs(clone: Clone) -> None:
+    (clone.folder / "dvc.lock").unlink()
+    (line,) = clone.run(sys.executable, "-c", f"{SERVE}serve.serve_ui(0)").splitlines()
+    assert line.startswith("MLflow UI: http")
+    assert line.endswith("&viewStateShareKey=all")
 
 
 @pytest.mark.slow
@@ -586,12 +619,12 @@ def test_queued_experiments_log_into_the_store_they_were_started_from(clone: Clo
     assert "Failed" not in status
     client = store(clone)
     commit = clone.run("git", "rev-parse", "HEAD").strip()
-    for name in ("rate-02", "rate-03"):
-        found = runs(client, f"tags.`dvc.experiment` = '{name}'")
+    for experiment in ("rate-02", "rate-03"):
+        found = runs(client, f"tags.`lottery.experiment` = '{experiment}'")
         assert len([run for run in found if PARENT in run.data.tags]) == 20
-        assert {run.data.tags["dvc.baseline"] for run in found} == {commit}
-        (evaluate,) = (run for run in found if run.info.run_name == "evaluate")
-        tag = f"pipeline.{evaluate.data.tags[KEY].partition('/')[2][:8]}"
+        assert {run.data.tags["mlflow.source.git.commit"] for run in found} == {commit}
+        (evaluate,) = (run for run in found if run.info.run_name == f"evaluate · {experiment}")
+        tag = f"lottery.pipeline.{evaluate.data.params['pipeline']}"
         read = runs(client, f"tags.`{tag}` = 'true' and params.seed = '0'")
         assert len(read) == 10
     assert len(set(keys(client))) == len(keys(client)) == 3 * RUNS - 2  # the data are one; the figures are three

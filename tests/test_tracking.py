@@ -13,10 +13,11 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import yaml
 from clones import SMALL, Clone, said
 from mlflow import MlflowClient
 from PIL import Image
-from stores import KEY, PARENT, PATIENCE, lines_of, networks, refused_sync, run_stage, runs, serving, stage, store
+from stores import KEY, PARENT, PATIENCE, lines_of, name, networks, refused_sync, run_stage, runs, serving, stage, store
 
 from lottery.tracking.store import Content, Store
 
@@ -29,14 +30,14 @@ def table(clone: Clone, name: str) -> pd.DataFrame:
 
 def test_a_run_per_stage_with_its_networks_below(finished: Clone) -> None:
     found = runs(store(finished))
-    stages = [run.info.run_name for run in found if PARENT not in run.data.tags]
+    stages = [name(run) for run in found if PARENT not in run.data.tags]
     assert stages == ["download", "dense", "p50", "p75", "p80-at-once", "evaluate", "plot"]
-    names = {run.info.run_id: run.info.run_name for run in found}
-    below = [(names[run.data.tags[PARENT]], run.info.run_name) for run in found if PARENT in run.data.tags]
+    names = {run.info.run_id: name(run) for run in found}
+    below = [(names[run.data.tags[PARENT]], name(run)) for run in found if PARENT in run.data.tags]
     arms = ["ticket", "reinit", "random"]
     assert sorted(below) == sorted(
         [("dense", f"dense dense {seed}") for seed in (0, 1)]
-        + [(name, f"{name} {arm} {seed}") for name in SMALL["levels"] for arm in arms for seed in (0, 1)]
+        + [(level, f"{level} {arm} {seed}") for level in SMALL["levels"] for arm in arms for seed in (0, 1)]
     )
     assert {run.info.status for run in found} == {"FINISHED"}
     assert len(found) < 100  # what the UI's first page shows
@@ -58,19 +59,20 @@ def test_a_networks_run_has_what_one_filters_by(finished: Clone) -> None:
         "batch_size": "60",
     }.items() <= run.data.params.items()
     row = table(finished, "networks.csv").query("level == 'p75' and arm == 'ticket' and seed == 1").iloc[0]
-    for metric in (
-        "sparsity",
-        "density",
-        "weights_kept",
-        "effective_density",
-        "connected_inputs",
-        "connected_hidden1",
-        "connected_hidden2",
-        "early_stopping_iteration",
-        "test_accuracy",
-        "train_accuracy",
-    ):
-        assert run.data.metrics[metric] == row[metric]
+    for metric, column in {
+        "sparsity": "sparsity",
+        "density": "density",
+        "structure/weights_kept": "weights_kept",
+        "structure/effective_density": "effective_density",
+        "structure/connected_inputs": "connected_inputs",
+        "structure/connected_hidden1": "connected_hidden1",
+        "structure/connected_hidden2": "connected_hidden2",
+        "early_stopping/iteration": "early_stopping_iteration",
+        "test_accuracy": "test_accuracy",
+        "test/accuracy_last": "test_accuracy_last",
+        "train/accuracy": "train_accuracy",
+    }.items():
+        assert run.data.metrics[metric] == row[column]
 
 
 def test_every_networks_test_accuracy_is_on_its_own_run(finished: Clone) -> None:
@@ -87,9 +89,12 @@ def test_histories_have_the_iteration_as_their_step(finished: Clone) -> None:
     history = pd.read_csv(finished.folder / "models/p50/history.csv")
     history = history.query("arm == 'random' and seed == 0")
     for column in ("validation_loss", "validation_accuracy"):
-        points = [(point.step, point.value) for point in client.get_metric_history(run.info.run_id, column)]
-        assert points == list(zip(history["iteration"], history[column], strict=True))
-    assert client.get_metric_history(run.info.run_id, "train_loss")[0].step == 20  # nothing is trained at iteration 0
+        points = client.get_metric_history(run.info.run_id, f"curves/{column}")
+        expected = list(zip(history["iteration"], history[column].round(6), strict=True))
+        assert [(point.step, point.value) for point in points] == expected
+    assert (
+        client.get_metric_history(run.info.run_id, "curves/train_loss")[0].step == 20
+    )  # nothing is trained at iteration 0
 
 
 def test_a_networks_mask_and_its_picture_are_artifacts(finished: Clone, tmp_path: Path) -> None:
@@ -97,7 +102,7 @@ def test_a_networks_mask_and_its_picture_are_artifacts(finished: Clone, tmp_path
     folder = Path(client.download_artifacts(networks(client)["p75", "ticket", 0].info.run_id, "mask", str(tmp_path)))
     assert sorted(path.name for path in folder.iterdir()) == ["mask.png", "mask.safetensors"]
     with Image.open(folder / "mask.png") as picture:
-        assert picture.width >= 280
+        assert picture.height > picture.width >= 280  # the scale is below
     from safetensors.torch import load_file
 
     kept = sum(int(mask.sum()) for mask in load_file(folder / "mask.safetensors").values())
@@ -106,24 +111,47 @@ def test_a_networks_mask_and_its_picture_are_artifacts(finished: Clone, tmp_path
 
 def test_the_evaluate_run_draws_accuracy_against_pruning(finished: Clone) -> None:
     client = store(finished)
-    (run,) = runs(client, "attributes.run_name = 'evaluate'")
+    (run,) = runs(client, "attributes.run_name LIKE 'evaluate · %'")
     means = table(finished, "levels.csv").set_index(["level", "arm"])
     # the tree has two leaves: a curve for each path from dense
-    points = [(p.step, p.value) for p in client.get_metric_history(run.info.run_id, "test_accuracy.ticket.p75")]
+    points = [(p.step, p.value) for p in client.get_metric_history(run.info.run_id, "accuracy/ticket.p75")]
     assert points == [
         (round(1000 * (1 - means.loc[key, "density"])), means.loc[key, "test_accuracy_mean"])
         for key in (("dense", "dense"), ("p50", "ticket"), ("p75", "ticket"))
     ]
-    assert len(client.get_metric_history(run.info.run_id, "test_accuracy.random.p80-at-once")) == 2
+    assert len(client.get_metric_history(run.info.run_id, "accuracy/random.p80-at-once")) == 2
     folders = ("reports", "reports/tables")
     shown = {file.path for folder in folders for file in client.list_artifacts(run.info.run_id, folder)}
     tables = {f"reports/tables/{file.name}" for file in (finished.folder / "reports/tables").iterdir()}
     assert shown == {"reports/metrics.json", "reports/tables"} | tables
 
 
+def test_a_pipelines_runs_have_its_tag_and_name_and_a_note(finished: Clone) -> None:
+    found = runs(store(finished))
+    (pipeline,) = {run.data.params["pipeline"] for run in found if name(run) in ("evaluate", "plot")}
+    recorded = yaml.safe_load((finished.folder / "dvc.lock").read_text())["stages"]["plot"]["deps"]
+    assert next(dep["md5"] for dep in recorded if dep["path"] == "reports/tables").startswith(pipeline)
+    for run in found:
+        assert run.info.run_name == f"{name(run)} · {pipeline}"
+        own = {"lottery.key", f"lottery.pipeline.{pipeline}"}
+        assert {tag for tag in run.data.tags if not tag.startswith("mlflow.")} == own
+        assert run.data.tags["mlflow.note.content"]
+    notes = {name(run): run.data.tags["mlflow.note.content"] for run in found}
+    assert notes["evaluate"].startswith("**No level is shown to have a winning ticket (3 undecided); ")
+    assert f"Pipeline {pipeline}: **undecided** (2 seeds, of 3 at least). Test acc" in notes["p75"]
+
+
+def test_numbers_have_six_decimals_at_most(finished: Clone) -> None:
+    client = store(finished)
+    for run in runs(client):
+        for key in run.data.metrics:
+            for point in client.get_metric_history(run.info.run_id, key):
+                assert point.value == round(point.value, 6), (run.info.run_name, key)
+
+
 def test_the_plot_run_carries_the_figures(finished: Clone) -> None:
     client = store(finished)
-    (run,) = runs(client, "attributes.run_name = 'plot'")
+    (run,) = runs(client, "attributes.run_name LIKE 'plot · %'")
     figures = {Path(file.path).name for file in client.list_artifacts(run.info.run_id, "figures")}
     assert figures == {path.name for path in (finished.folder / "reports/figures").iterdir()}
 
@@ -140,15 +168,16 @@ def test_runs_say_where_they_come_from(finished: Clone) -> None:
     commit = finished.run("git", "rev-parse", "HEAD").strip()
     for run in runs(store(finished)):
         assert run.data.tags["mlflow.source.git.commit"] == commit
-        assert run.data.tags["git.dirty"] == "false"
-        assert run.data.tags["dvc.stage"].partition("@")[0] in {"download", "train", "prune", "evaluate", "plot"}
+        assert "lottery.dirty" not in run.data.tags
+        stage = run.data.tags["mlflow.source.name"].partition("@")[0]
+        assert stage in {"download", "train", "prune", "evaluate", "plot"}
         assert [data.dataset.name for data in run.inputs.dataset_inputs] == ["digits"]
 
 
 def test_a_dvc_experiment_is_named_in_the_store_it_was_started_from(clone: Clone) -> None:
     clone.run("dvc", "exp", "run", "--temp", "--name", "faster", "-S", "train.learning_rate=0.02", "train")
-    found = runs(store(clone), "tags.`dvc.experiment` = 'faster'")
-    assert [run.info.run_name for run in found] == ["dense", "dense dense 0", "dense dense 1"]
+    found = runs(store(clone), "tags.`lottery.experiment` = 'faster'")
+    assert [run.info.run_name for run in found] == [f"{each} · faster" for each in DENSE]
 
 
 def test_a_store_that_was_deleted_under_a_reader_begins_empty(clone: Clone) -> None:
@@ -171,7 +200,7 @@ def test_an_interrupted_stage_is_killed_in_mlflow_and_leaves_the_outputs_alone(c
         time.sleep(0.2)
     running.send_signal(signal.SIGTERM)
     assert lines_of(running, 130) == ["interrupted; `dvc repro` starts this stage anew"]
-    assert [run.info.run_name for run in runs(store(clone), "attributes.status = 'KILLED'")] == DENSE
+    assert [name(run) for run in runs(store(clone), "attributes.status = 'KILLED'")] == DENSE
     assert clone.files("models/dense") == before
 
 

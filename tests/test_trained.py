@@ -45,6 +45,13 @@ def test_pruned_weights_are_zero_and_images_keep_their_shape_or_not(here: Clone)
     assert torch.equal(network(images), network(images.flatten(1)))
 
 
+def test_a_level_that_was_trained_since_the_last_evaluation_has_its_own_accuracy(here: Clone) -> None:
+    here.change(levels={"p50": {"sparsity": 0.45, "parent": "dense"}})
+    here.repro("prune@p50")
+    network = lottery.load("p50")
+    assert network.test_accuracy == pytest.approx(_accuracy(network, here.folder), abs=1e-12)
+
+
 def test_parameters_that_were_edited_since_change_nothing(here: Clone) -> None:
     expected = lottery.load("p50").test_accuracy
     here.change(data={"name": "mnist", "validation": 5000, "scale": "unit"})
@@ -68,7 +75,7 @@ def test_another_revision_or_experiment_is_read_from_dvcs_cache(here: Clone) -> 
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (("p99",), "level p99, ticket, seed 0: no such network; the levels are dense, p50, p75, p80-at-once"),
+        (("p99",), "level p99: no such level; the levels are dense, p50, p75, p80-at-once"),
         (
             ("dense",),
             "level dense, ticket, seed 0: no such network; dense has dense 0, dense 1",
@@ -76,6 +83,7 @@ def test_another_revision_or_experiment_is_read_from_dvcs_cache(here: Clone) -> 
         (("p50", "ticket", 7), "level p50, ticket, seed 7: no such network; p50 has ticket 0, ticket 1, reinit 0"),
         (("p50", "ticket", 0, "nowhere"), "nowhere: "),
         (("p50", "ticket", 0, "HEAD"), "HEAD: has no dvc.lock"),
+        (("p99", "ticket", 0, "HEAD"), "HEAD: has no dvc.lock"),
     ],
 )
 def test_a_network_that_is_not_there_is_one_line(here: Clone, arguments: tuple[object, ...], line: str) -> None:

@@ -11,7 +11,7 @@ import matplotlib
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from lottery.drawing import (
@@ -41,6 +41,7 @@ if TYPE_CHECKING:  # most stages only save mask pictures, which need none of the
     from matplotlib.figure import Figure
 
 PICTURE = 280  # pixels; the MLflow UI shows a smaller image as a stamp
+BAR = 10  # pixels; the height of the bar of colours below a picture
 CONNECTIONS = "viridis"  # the colour map of connections kept
 WIDE = 5.0  # points; lines of chance, of which masks that agree by chance alone lie in the middle
 CHANCES = (("chance", "#bbbbbb", "chance"), ("chance_by_input", "#F0D090", "chance given each pixel's connections"))
@@ -54,12 +55,22 @@ SHARED = {"reinit", "finetune", "lr-rewind"}  # arms that train the ticket's mas
 def save_mask_picture(mask: Tensor, path: Path) -> None:
     """Draw how many connections of a first-layer mask, bool [in, out], each pixel keeps, from none to the most.
 
-    A pixel is a square block, and the picture at least 280 pixels wide.
+    A pixel is a square block, and the picture at least 280 pixels wide, with a scale below.
     """
     counts = _square(mask.sum(dim=1).double().numpy())
-    colors = matplotlib.colormaps[CONNECTIONS](counts / max(np.nanmax(counts), 1), bytes=True)
+    most = max(int(np.nanmax(counts)), 1)
+    colors = matplotlib.colormaps[CONNECTIONS]
     block = math.ceil(PICTURE / len(counts))
-    Image.fromarray(colors.repeat(block, axis=0).repeat(block, axis=1)).save(path, format="png")
+    side = block * len(counts)
+    blocks = Image.fromarray(colors(counts / most, bytes=True).repeat(block, axis=0).repeat(block, axis=1))
+    bar = Image.fromarray(colors(np.linspace(0, 1, side), bytes=True)[None].repeat(BAR, axis=0))
+    picture = Image.new("RGBA", (side, side + 4 * BAR))
+    picture.paste(blocks, (0, 0))
+    picture.paste(bar, (0, side + BAR))
+    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(13)
+    for text, place, anchor in (("0", 0, "la"), ("connections kept", side // 2, "ma"), (str(most), side, "ra")):
+        draw.text((place, side + 2.4 * BAR), text, "#808080", font, anchor)
+    picture.save(path, format="png")
 
 
 def _square(inputs: NDArray[np.float64]) -> NDArray[np.float64]:

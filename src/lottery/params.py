@@ -64,6 +64,7 @@ MOST_VALUES = 200_000  # in params.yaml, all aliases written out
 MOST_ITEMS = 1000  # of a list
 MOST_LAYERS = 20  # hidden ones
 MOST_ITERATIONS = 100_000_000
+MOST_EVALUATIONS = 1_000_000  # of a network
 MOST_MEMORY = 1000  # GB, of the networks that are trained together
 MOST_GUESSES = 300  # words among which a person may have meant one
 MOST_LINES = 10  # of mistakes told at once
@@ -394,6 +395,9 @@ class Params(Section, Plan):
         last = self.iterations
         if last > MOST_ITERATIONS:
             yield ("train", "epochs"), f"{self.train.epochs} are {last} iterations; give {MOST_ITERATIONS} at most"
+        elif (evaluations := last // self.train.evaluate_every) > MOST_EVALUATIONS:
+            text = f"{self.train.evaluate_every} evaluates each network {evaluations} times"
+            yield ("train", "evaluate_every"), f"{text}; give {-(-last // MOST_EVALUATIONS)} or more"
         if "rewind" not in self.prune.model_fields_set:  # DVC has it in the params of the stage `train`
             yield ("prune", "rewind"), "missing; give a whole number of 0 or more"
         for section, key, value in (
@@ -482,8 +486,7 @@ def load(path: Path = Path("params.yaml")) -> Params:
     and the remedy.
     """
     try:
-        if (size := path.stat().st_size) > MOST_BYTES:
-            raise LotteryError(f"{path}: has {size} bytes; give {MOST_BYTES} at most")
+        _check_size(path.stat().st_size, path)
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise LotteryError(f"{path}: no such file; run this in the folder that holds dvc.yaml") from None
@@ -497,6 +500,7 @@ def load(path: Path = Path("params.yaml")) -> Params:
 
 def read(text: str, path: Path) -> Params:
     """Check the text of a params.yaml, which ``path`` names in what is said of it. Raises LotteryError as `load`."""
+    _check_size(len(text.encode()), path)
     try:
         content = parse(text)
     except LotteryError as error:
@@ -511,6 +515,11 @@ def read(text: str, path: Path) -> Params:
         if more := error.error_count() - len(lines):
             lines.append(f"{path}: and {more} more; mend these first")
         raise LotteryError("\n".join(lines)) from None
+
+
+def _check_size(size: int, path: Path) -> None:
+    if size > MOST_BYTES:
+        raise LotteryError(f"{path}: has {size} bytes; give {MOST_BYTES} at most")
 
 
 # How a mistake reads

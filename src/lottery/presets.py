@@ -72,7 +72,11 @@ def _replace(text: str, force: bool) -> None:
 def _is_kept_elsewhere(path: Path) -> bool:
     """Whether a file is the committed params.yaml or a preset, so that overwriting it loses nothing."""
     text = path.read_text(encoding="utf-8", errors="surrogateescape")
+    if text in (path.read_text(encoding="utf-8") for path in FOLDER.glob("*.yaml")):
+        return True
     command = ["git", "show", f"HEAD:./{PARAMS}"]
-    committed = subprocess.run(command, capture_output=True, encoding="utf-8", errors="surrogateescape")
-    presets = (path.read_text(encoding="utf-8") for path in FOLDER.glob("*.yaml"))
-    return (committed.returncode == 0 and committed.stdout == text) or text in presets
+    try:
+        committed = subprocess.run(command, capture_output=True, encoding="utf-8", errors="surrogateescape")
+    except FileNotFoundError:  # git is not installed
+        return False
+    return committed.returncode == 0 and committed.stdout == text

@@ -7,11 +7,10 @@ from torch import Tensor, nn
 
 from lottery import LotteryError, params
 from lottery.artifacts import load_contents, load_masks, load_parameters
-from lottery.data import load_split
-from lottery.images import Scaling
-from lottery.network import Masks, Parameters
+from lottery.data import load_split, load_test
+from lottery.images import Examples, Scaling
+from lottery.network import Masks, Parameters, accuracy
 from lottery.provenance import git
-from lottery.reports import load_table
 from lottery.tracking.address import first_line
 from lottery.tracking.outputs import recorded
 from lottery.workplace import root, scratch
@@ -26,7 +25,7 @@ class Network(nn.Module):
     def __init__(self, parameters: Parameters, masks: Masks, scaling: Scaling, test_accuracy: float) -> None:
         super().__init__()
         self.scaling = scaling
-        self.test_accuracy = test_accuracy  # a fraction, as reports/tables/networks.csv has it
+        self.test_accuracy = test_accuracy  # a fraction
         layers: list[nn.Module] = []
         for index, (weight, bias, mask) in enumerate(zip(parameters.weights, parameters.biases, masks, strict=True)):
             layer = nn.Linear(*weight.shape[1:])
@@ -55,9 +54,9 @@ def load(level: str, arm: str = "ticket", seed: int = 0, rev: str | None = None)
     with scratch() as folder:
         try:
             files = DVCFileSystem(str(root()), rev=rev, subrepos=True)
-            for path in ("dvc.lock", "data", f"models/{level}", "reports/tables"):
+            for path in ("dvc.lock", "data", f"models/{level}"):
                 if not files.exists(f"{prefix}{path}"):
-                    raise LotteryError(f"{rev}: has no {path}, where {level} would be")
+                    raise LotteryError(f"{rev}: has no {path}")
                 files.get(f"{prefix}{path}", str(folder / path), recursive=True)
         except LotteryError:
             raise
@@ -69,22 +68,22 @@ def load(level: str, arm: str = "ticket", seed: int = 0, rev: str | None = None)
 def _load(folder: Path, level: str, arm: str, seed: int) -> Network:
     try:
         lock = (folder / "dvc.lock").read_text(encoding="utf-8")
-        table = load_table(folder / "reports/tables/networks.csv")
-    except OSError as error:
-        raise LotteryError(f"{error.filename}: missing; `dvc repro` makes it") from error
-    accuracies = table.set_index(["level", "arm", "seed"])["test_accuracy"]
-    if (level, arm, seed) not in accuracies:
-        has = [f"{arm} {seed}" for found, arm, seed in accuracies.index if found == level]
-        others = f"{level} has {', '.join(has)}" if has else f"the levels are {', '.join(table['level'].unique())}"
-        raise LotteryError(f"level {level}, {arm}, seed {seed}: no such network; {others}")
+    except (OSError, ValueError) as error:
+        raise LotteryError(f"dvc.lock: cannot be read ({error}); `dvc repro` makes it") from error
     # the parameters that made it, which params.yaml may not have any more
-    made = next(entry.params for entry in recorded(lock, params.load(root() / "params.yaml")) if entry.name == level)
-    models = folder / "models" / level
-    place = load_contents(models).networks.index((arm, seed))
+    made = {entry.name: entry.params for entry in recorded(lock, params.load(root() / "params.yaml"))}
+    levels = [name for name in made if name not in ("download", "evaluate", "plot")]
+    if level not in levels:
+        raise LotteryError(f"level {level}: no such level; the levels are {', '.join(levels)}")
+    models, p = folder / "models" / level, made[level]
+    networks = load_contents(models).networks
+    if (arm, seed) not in networks:
+        has = ", ".join(f"{arm} {seed}" for arm, seed in networks)
+        raise LotteryError(f"level {level}, {arm}, seed {seed}: no such network; {level} has {has}")
+    place = networks.index((arm, seed))
     here = slice(place, place + 1)
-    return Network(
-        load_parameters(models, "early_stopping").rows(here),
-        tuple(mask[here] for mask in load_masks(models)),
-        load_split(folder / made.data_file, made.validation_images, made.data.scale).scaling,
-        float(accuracies[level, arm, seed]),
-    )
+    parameters = load_parameters(models, "early_stopping").rows(here)
+    scaling = load_split(folder / p.data_file, p.validation_images, p.data.scale).scaling
+    test = Examples(load_test(folder / p.data_file), scaling)
+    masks = tuple(mask[here] for mask in load_masks(models))
+    return Network(parameters, masks, scaling, float(accuracy(parameters, test, 1)))

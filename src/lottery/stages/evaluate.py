@@ -54,7 +54,7 @@ def main() -> None:
         with replacing(TABLES) as folder:
             folder.mkdir()
             for name, table in tables.items():
-                table.to_csv(folder / f"{name}.csv", index=False, lineterminator="\n")
+                reports.rounded(table).to_csv(folder / f"{name}.csv", index=False, lineterminator="\n")
             _write(folder / "claims.json", reports.judged_claims(judge_claims(p, networks)))
         _write(METRICS, reports.compared(levels, judged))
         if warning := reports.warning(levels, p.iterations, p.train.evaluate_every):

@@ -23,7 +23,21 @@ from lottery import LotteryError, params
 from lottery.digests import digest
 
 PARAMS = "params.yaml: "  # before a key, in the name of an input
-SHELLS = ("sh", "bash", "dash", "zsh", "ksh", "fish", "csh", "tcsh")  # one may stand between DVC and a stage
+SHELLS = (
+    "sh",
+    "ash",
+    "bash",
+    "dash",
+    "zsh",
+    "ksh",
+    "mksh",
+    "fish",
+    "csh",
+    "tcsh",
+    "elvish",
+    "nu",
+    "xonsh",
+)  # one may stand between DVC and a stage
 LOCKS = Path(".lottery/locks")  # of the working folder: a DVC experiment in a copy has its own
 PATIENCE = 20  # seconds that a stage whose DVC was killed has to end
 

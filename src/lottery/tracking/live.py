@@ -21,7 +21,7 @@ from lottery import LotteryError
 from lottery.digests import digest
 from lottery.params import Params
 from lottery.tracking.address import StoreError, fault, is_sqlite, shown_uri, understood
-from lottery.tracking.outputs import Output, digest_of_outs
+from lottery.tracking.outputs import TABLES, Output, digest_of_outs, pipeline_of
 from lottery.workplace import root
 
 if TYPE_CHECKING:
@@ -111,7 +111,9 @@ class StageRun:
         stage = os.environ.get("DVC_STAGE", "") if level is None else "train" if level == "dense" else f"prune@{level}"
         total = digest_of_outs({path.as_posix(): digest(path) for path in left})
         folder = left[0] if len(left) == 1 else left[0].parent
-        return Output(level or self._name, stage, total, self._data_digest, self._params, lambda: nullcontext(folder))
+        name = level or self._name
+        pipeline = pipeline_of(digest(Path(TABLES))) if name in ("evaluate", "plot") else ""
+        return Output(name, stage, total, self._data_digest, self._params, lambda: nullcontext(folder), pipeline)
 
     @cached_property
     def _data_digest(self) -> str:
@@ -197,7 +199,8 @@ class StageRun:
         store = Store(self._params.tracking.mlflow_experiment, self._watched)
         self._recorder: Recorder = runs.Recorder(store, runs.origin_of_workspace(os.environ))
         own = self._recorder.origin.tags(os.environ.get("DVC_STAGE", ""))
-        self._attempt: Attempt = runs.Attempt(store.create(self._name, own, self._started))
+        named = self._recorder.origin.named
+        self._attempt: Attempt = runs.Attempt(store.create(named(self._name), own, self._started))
         if self._trains:
             if self._is_first(store):
                 print(
@@ -207,7 +210,7 @@ class StageRun:
             store.log(self._attempt.run, (), runs.level_settings(self._params, self._name))
             for row, (arm, seed) in enumerate(runs.expected(self._params, self._name)):
                 below = own | {runs.PARENT: self._attempt.run}
-                network = store.create(f"{self._name} {arm} {seed}", below, self._started + 1 + row)
+                network = store.create(named(f"{self._name} {arm} {seed}"), below, self._started + 1 + row)
                 store.log(network, (), runs.network_settings(self._params, self._name, arm, seed))
                 self._attempt.networks[arm, seed] = network
 

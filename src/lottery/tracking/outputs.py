@@ -13,6 +13,9 @@ from lottery import LotteryError
 from lottery.digests import digest_of_files
 from lottery.params import RECORDED, Params
 
+PIPELINE = "lottery.pipeline."  # begins the tag of a pipeline's runs
+TABLES = "reports/tables"
+
 
 class MissingError(Exception):
     """An output's files are not there, or are others than those that DVC records: one line, with the remedy."""
@@ -21,6 +24,11 @@ class MissingError(Exception):
 def digest_of_outs(outs: Mapping[str, str]) -> str:
     """One sum for all that a stage left, from those in dvc.lock by path; a single output has its own."""
     return digest_of_files(outs) if len(outs) > 1 else next(iter(outs.values()))
+
+
+def pipeline_of(tables: str) -> str:
+    """What a pipeline is called: the first digits of the MD5 sum of its tables, which its report names."""
+    return tables[:8]
 
 
 @dataclass(frozen=True)
@@ -35,6 +43,7 @@ class Output:
     files: Callable[
         [], AbstractContextManager[Path]
     ]  # the folder with its files, fetched if need be; raises MissingError
+    pipeline: str = ""  # of `evaluate` and `plot`: the first digits of the MD5 sum of the tables
 
     @property
     def key(self) -> str:
@@ -47,8 +56,8 @@ class Output:
 
     @property
     def pipeline_tag(self) -> str:
-        """The tag that an evaluation gives every network that it read."""
-        return f"pipeline.{self.digest[:8]}"
+        """The tag of all runs of a pipeline: what its evaluation read, and what it left."""
+        return f"{PIPELINE}{self.pipeline}"
 
 
 @dataclass(frozen=True)
@@ -68,10 +77,15 @@ class Recorded:
         first = next(iter(self.outs))
         return first if len(self.outs) == 1 else first.rpartition("/")[0]
 
+    @property
+    def pipeline(self) -> str:
+        """As `Output.pipeline`."""
+        return pipeline_of({**self.deps, **self.outs}.get(TABLES, ""))
+
     def output(self, files: Callable[["Recorded"], AbstractContextManager[Path]]) -> Output:
         """As an output; ``files`` gives `folder` with its files."""
         total = digest_of_outs(self.outs)
-        return Output(self.name, self.stage, total, self.data_digest, self.params, lambda: files(self))
+        return Output(self.name, self.stage, total, self.data_digest, self.params, lambda: files(self), self.pipeline)
 
 
 def recorded(lock: str, params: Params) -> list[Recorded]:

@@ -8,28 +8,42 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pandas as pd
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Run, RunTag
+from mlflow.entities import Dataset, DatasetInput, InputTag, Run, RunTag
 from mlflow.utils import mlflow_tags as tags
 from mlflow.utils.validation import MAX_PARAM_VAL_LENGTH
 from safetensors.torch import save
 from torch import Tensor
 
 from lottery.artifacts import load_contents, load_history, load_masks
-from lottery.connectivity import BARRIERS
 from lottery.params import Params
 from lottery.provenance import git
 from lottery.pruning import density, weights_kept
 from lottery.reports import load_table
-from lottery.statistics import ACCURACIES, by_level, early_stopping
+from lottery.statistics import by_level, early_stopping
 from lottery.structure import of_networks
 from lottery.tracking.outputs import MissingError, Output
-from lottery.tracking.store import KEY, Content, Points, Store, is_deleted, milliseconds
+from lottery.tracking.store import KEY, Content, Points, Store, is_deleted, metric, milliseconds
 
-PARENT = tags.MLFLOW_PARENT_RUN_ID
+if TYPE_CHECKING:
+    from lottery.report import Findings
+
+PARENT, NAME, NOTE = tags.MLFLOW_PARENT_RUN_ID, tags.MLFLOW_RUN_NAME, tags.MLFLOW_RUN_NOTE
+APART = " · "  # between what a run is and where it comes from, in its name
 SECTIONS = {"data", "network", "train", "prune"}  # of params.yaml: what makes a network
-MEASURES = (*ACCURACIES, *BARRIERS)  # what an evaluation adds to a network's run
+# What an evaluation adds to a network's run, by its column. MLflow makes a group of charts of what has the same word
+# before the slash, in the alphabet's order; the chief ones have plain names, which filters need not quote.
+MEASURES = {
+    "test_accuracy": "test_accuracy",
+    "test_accuracy_last": "test/accuracy_last",
+    "test_accuracy_start": "test/accuracy_start",
+    "train_accuracy": "train/accuracy",
+    "train_accuracy_last": "train/accuracy_last",
+    "barrier_test": "test/barrier",
+    "barrier_train": "train/barrier",
+}
 LAST_ARTIFACT = {"evaluate": "reports/tables", "plot": "report"}  # of what a stage's run has, what is logged last
 CURVES = ("train_loss", "validation_loss", "validation_accuracy")  # a history's columns
 
@@ -41,20 +55,21 @@ class Origin:
     commit: str = ""
     dirty: bool = False
     experiment: str = ""  # DVC's
-    baseline: str = ""
 
     def tags(self, stage: str) -> dict[str, str]:
         """As tags of a run of this DVC stage, with those that fill the UI's Source column."""
         values = {
             tags.MLFLOW_SOURCE_NAME: stage,
             tags.MLFLOW_SOURCE_TYPE: "PROJECT",
-            "dvc.stage": stage,
             tags.MLFLOW_GIT_COMMIT: self.commit,
-            "git.dirty": str(self.dirty).lower() if self.commit else "",
-            "dvc.experiment": self.experiment,
-            "dvc.baseline": self.baseline,
+            "lottery.dirty": "true" if self.commit and self.dirty else "",
+            "lottery.experiment": self.experiment,
         }
         return {key: value for key, value in values.items() if value}
+
+    def named(self, name: str) -> str:
+        """A run's name, with the DVC experiment's. Without one, the first pipeline that reads the run is added."""
+        return f"{name}{APART}{self.experiment}" if self.experiment else name
 
 
 def origin_of_workspace(environment: Mapping[str, str]) -> Origin:
@@ -65,7 +80,6 @@ def origin_of_workspace(environment: Mapping[str, str]) -> Origin:
         commit=git("rev-parse", "HEAD"),
         dirty=bool(changed),
         experiment=environment.get("DVC_EXP_NAME", ""),
-        baseline=environment.get("DVC_EXP_BASELINE_REV", ""),
     )
 
 
@@ -120,38 +134,58 @@ def data_input(output: Output) -> DatasetInput:
 
 
 def mean_points(arm: str, iteration: int, values: Mapping[str, Iterable[float]]) -> Iterator[tuple[str, float, int]]:
-    """An arm's mean over its seeds at one iteration, a metric a curve: `validation_loss.ticket`."""
+    """An arm's mean over its seeds at one iteration, one metric per curve: `curves/validation_loss.ticket`."""
     for curve, each in values.items():
         seeds = list(each)
         mean = math.fsum(seeds) / len(seeds)
         if not math.isnan(mean):  # nothing is trained before iteration 0
-            yield f"{curve}.{arm}", mean, iteration
+            yield f"curves/{curve}.{arm}", mean, iteration
 
 
 def curve_points(iteration: int, values: Mapping[str, float]) -> Iterator[tuple[str, float, int]]:
-    """A network's history at one iteration, a metric a curve."""
+    """A network's history at one iteration, one metric per curve: `curves/validation_loss`."""
     for curve, value in values.items():
         if not math.isnan(value):
-            yield curve, value, iteration
+            yield f"curves/{curve}", value, iteration
 
 
 def simple(output: Output, folder: Path) -> Content:
     """What the run of `download`, `evaluate` or `plot` shows; ``folder`` holds the output's files."""
+    from lottery.tracking import notes  # which needs matplotlib, and only where a stage has ended
+
     points: Points = ()
     artifacts = {}
-    params = settings(output.params)
+    params = settings(output.params) | {"pipeline": output.pipeline}
     if output.name == "download":
-        params = {"dataset": output.params.data.name}
+        params, note = {"dataset": output.params.data.name}, notes.of_data(output)
     elif output.name == "evaluate":
-        points = list(summary(_table(folder, "levels")))
-        verdicts = _table(folder, "verdicts").set_index("level")["verdict"]
-        params |= {f"verdict.{level}": verdict for level, verdict in verdicts.items()}
+        found = findings(output, folder)
+        points, note = list(summary(found.levels)), notes.of_evaluation(output, found)
+        params |= {f"verdict.{each['level']}": each["verdict"] for each in found.judged}
         artifacts["reports"] = partial(_copy, [folder / "metrics.json"])
         artifacts["reports/tables"] = partial(_copy, sorted((folder / "tables").iterdir()))
     else:
+        note = notes.of_plot(output)
         artifacts["figures"] = partial(_copy, sorted((folder / "figures").iterdir()))
         artifacts["report"] = partial(_copy, [folder / "report.html"])
-    return Content(output.name, params, points, [data_input(output)], artifacts)
+    return Content(output.name, params, points, note, [data_input(output)], artifacts)
+
+
+def findings(output: Output, folder: Path) -> "Findings":
+    """What an evaluation found, from the folder with its files; without what the page of the report alone needs."""
+    from lottery.report import Findings
+
+    params = output.params
+    return Findings(
+        **{name: _table(folder, name) for name in ("levels", "networks", "verdicts", "conditions", "structure")},
+        claims=(),
+        warning="",
+        settings={},
+        iterations=params.iterations,
+        sizes=params.sizes,
+        data=output.data_digest,
+        tables=output.pipeline,
+    )
 
 
 def _table(folder: Path, name: str) -> pd.DataFrame:
@@ -169,7 +203,7 @@ def _copy(files: Iterable[Path], target: Path) -> None:
 def summary(levels: pd.DataFrame) -> Iterator[tuple[str, float, int]]:
     """Test accuracy against pruning: for each arm, and each path where the tree has several, from dense to a leaf.
 
-    One metric an arm, its step round(1000 (1 - density)): the UI's chart of two pipelines shows two curves.
+    One metric per arm, its step round(1000 (1 - density)): the UI's chart of two pipelines shows two curves.
     """
     levels = levels.assign(parent=levels["parent"].fillna(""))
     parents = dict(zip(levels["level"], levels["parent"], strict=True))
@@ -182,7 +216,7 @@ def summary(levels: pd.DataFrame) -> Iterator[tuple[str, float, int]]:
             path.insert(0, parents[path[0]])
         for arm in levels["arm"].unique():
             if arm != "dense":
-                name = f"test_accuracy.{arm}" + (f".{leaf}" if len(leaves) > 1 else "")
+                name = f"accuracy/{arm}" + (f".{leaf}" if len(leaves) > 1 else "")
                 for level in path:
                     value = accuracy.get((level, arm if level != "dense" else "dense"))
                     if value is not None:
@@ -191,6 +225,8 @@ def summary(levels: pd.DataFrame) -> Iterator[tuple[str, float, int]]:
 
 def level(output: Output, folder: Path) -> tuple[Content, dict[tuple[str, int], Content]]:
     """What the run of a level's stage shows, and what those of its networks do, by arm and seed."""
+    from lottery.tracking import notes
+
     contents, history, masks = load_contents(folder), load_history(folder), load_masks(folder)
     stops = early_stopping(history).set_index(["arm", "seed"])
     data = [data_input(output)]
@@ -198,16 +234,19 @@ def level(output: Output, folder: Path) -> tuple[Content, dict[tuple[str, int], 
     densities, kept = density(masks).tolist(), weights_kept(masks).tolist()
     measures = {name: values.tolist() for name, values in of_networks(masks).items()}
     histories = dict(iter(history.groupby(["arm", "seed"], sort=False)))
+    losses = history.set_index(["arm", "seed", "iteration"])["validation_loss"]
     networks = {}
     for row, (arm, seed) in enumerate(contents.networks):
         stop = stops.loc[(arm, seed)]
+        loss = losses[arm, seed, stop["early_stopping_iteration"]]
         points = [
             ("sparsity", sparsity, 0),
             ("density", densities[row], 0),
-            ("weights_kept", sum(kept[row]), 0),
-            *((name, values[row], 0) for name, values in measures.items()),
-            ("early_stopping_iteration", stop["early_stopping_iteration"], 0),
-            ("censored", stop["censored"], 0),
+            ("structure/weights_kept", sum(kept[row]), 0),
+            *((f"structure/{name}", values[row], 0) for name, values in measures.items()),
+            ("early_stopping/iteration", stop["early_stopping_iteration"], 0),
+            ("early_stopping/censored", stop["censored"], 0),
+            ("early_stopping/validation_loss", loss, 0),
         ]
         for record in histories[arm, seed].to_dict("records"):
             points += curve_points(record["iteration"], {curve: record[curve] for curve in CURVES})
@@ -215,13 +254,15 @@ def level(output: Output, folder: Path) -> tuple[Content, dict[tuple[str, int], 
             _name(output, arm, seed),
             network_settings(output.params, output.name, arm, seed),
             points,
+            notes.of_network(output.name, arm, seed, sum(kept[row]), densities[row], stop, loss),
             data,
             {"mask": partial(_save_mask, [mask[row] for mask in masks])},
         )
     means = [("sparsity", sparsity, 0), ("density", math.fsum(densities) / len(densities), 0)]
     for (arm, iteration), rows in history.groupby(["arm", "iteration"], sort=False):
         means += mean_points(arm, iteration, {curve: rows[curve] for curve in CURVES})
-    return Content(output.name, level_settings(output.params, output.name), means, data), networks
+    note = notes.of_level(output, len(networks))
+    return Content(output.name, level_settings(output.params, output.name), means, note, data), networks
 
 
 def _save_mask(masks: list[Tensor], folder: Path) -> None:
@@ -273,15 +314,16 @@ class Recorder:
         with self.store.lock():
             found = self._stage_run(output, attempt)
             wanted, bare = self._is_wanted(found, output.name), self._is_bare(found, LAST_ARTIFACT.get(output.name))
-            if not wanted and not bare:
-                return
-            with output.files() as folder:
-                content = simple(output, folder)
-                if found:
-                    self._restore_artifacts(found, content)
-                else:
-                    run = attempt.run if attempt else self._create(output, content, milliseconds())
-                    self._complete(run, output.key, content, attempt)
+            if wanted or bare:
+                with output.files() as folder:
+                    content = simple(output, folder)
+                    if found:
+                        self._restore_artifacts(found, content)
+                    else:
+                        run = attempt.run if attempt else self._create(output, content, milliseconds())
+                        self._complete(run, output.key, content, attempt)
+            if output.pipeline:
+                self._add(_first(self.store.find(output.key)), output)
 
     def level(self, output: Output, attempt: Attempt | None = None) -> None:
         """The run of a level's stage and those of its networks."""
@@ -319,10 +361,13 @@ class Recorder:
                 self._complete(parent, output.key, content, attempt)
 
     def evaluation(self, output: Output, levels: Iterable[Output], attempt: Attempt | None = None) -> None:
-        """The run of `evaluate`, and on every network that it read its test results and the pipeline's tag."""
+        """The run of `evaluate`, and on all runs that it read the pipeline's tag, their test results and verdicts."""
+        from lottery.tracking import notes
+
         with output.files() as folder:
-            networks, barriers, means = (_table(folder, name) for name in ("networks", "connectivity", "levels"))
-        networks = networks.merge(barriers, "left", ["level", "arm", "seed"])
+            found, barriers = findings(output, folder), _table(folder, "connectivity")
+        networks, means = found.networks.merge(barriers, "left", ["level", "arm", "seed"]), found.levels
+        verdicts = dict(notes.of_verdicts(output, found))
         read = set(networks["level"])
         with self.store.lock():
             for of_level in (level for level in levels if level.name in read):
@@ -330,15 +375,16 @@ class Recorder:
                 runs = self._networks(of_level, _first)
                 for row in networks[networks["level"] == of_level.name].to_dict("records"):
                     run = runs.get(of_level.network_key(row["arm"], row["seed"]))
-                    self._add(run, output.pipeline_tag, {measure: row.get(measure) for measure in MEASURES})
+                    self._add(run, output, {name: row.get(measure) for measure, name in MEASURES.items()})
                 values = {
-                    f"{measure}.{row['arm']}": row.get(f"{measure}_mean")
+                    f"{name}.{row['arm']}": row.get(f"{measure}_mean")
                     for row in means[means["level"] == of_level.name].to_dict("records")
-                    for measure in MEASURES
+                    for measure, name in MEASURES.items()
                 }
-                self._add(_first(self.store.find(of_level.key)), output.pipeline_tag, values)
+                run = _first(self.store.find(of_level.key))
+                self._add(run, output, values, verdicts.get(of_level.name, ""))
+            self._add(_first(self.store.find(f"download/{output.data_digest}")), output)
             self.simple(output, attempt)
-            self._add(_first(self.store.find(output.key)), output.pipeline_tag, {})
 
     def _networks(self, output: Output, choose: Callable[[list[Run]], Run | None]) -> dict[str, Run]:
         """A run of each of a level's networks by their keys, chosen where there are several."""
@@ -386,10 +432,11 @@ class Recorder:
         ``adopted``: networks of the level that are complete and go below it.
         """
         own = self.origin.tags(output.stage) | ({PARENT: parent} if parent else {})
-        run = self.store.create(content.name, own, start)
+        run = self.store.create(self.origin.named(content.name), own, start)
         self._adopt(adopted, run)
         for ghost in self._unfinished:
-            if ghost.info.run_name == content.name and ghost.data.params.items() <= content.params.items():
+            name = ghost.info.run_name.partition(APART)[0]
+            if name == content.name and ghost.data.params.items() <= content.params.items():
                 self.store.discard(ghost.info.run_id)
         return run
 
@@ -403,16 +450,24 @@ class Recorder:
             if not is_deleted(network) and network.data.tags.get(PARENT) != parent:
                 self.store.call("set_tag", network.info.run_id, PARENT, parent)
 
-    def _add(self, run: Run | None, tag: str, values: Mapping[str, float | None]) -> None:
-        if run and not is_deleted(run) and tag not in run.data.tags:
+    def _add(
+        self, run: Run | None, evaluated: Output, values: Mapping[str, float | None] | None = None, verdict: str = ""
+    ) -> None:
+        """Add to a run that a pipeline has it: the tag, test results, a line of its note, and a name where none is."""
+        if run and not is_deleted(run) and evaluated.pipeline_tag not in run.data.tags:
             # at a time that is always the same, so that two machines which add the same point add one
             at, has = run.info.start_time, run.data.metrics
             metrics = [
-                Metric(key, float(value), at, 0)
-                for key, value in values.items()
+                metric(key, value, at)
+                for key, value in (values or {}).items()
                 if key not in has and value is not None and not math.isnan(value)
             ]
-            self.store.call("log_batch", run.info.run_id, metrics, tags=[RunTag(tag, "true")])
+            added = {evaluated.pipeline_tag: "true"}
+            if APART not in run.info.run_name:
+                added[NAME] = f"{run.info.run_name}{APART}{evaluated.pipeline}"
+            if verdict:
+                added[NOTE] = f"{run.data.tags.get(NOTE, '')}\n\n{verdict}".strip()
+            self.store.call("log_batch", run.info.run_id, metrics, tags=[RunTag(*item) for item in added.items()])
 
 
 def _first(runs: list[Run]) -> Run | None:

@@ -12,16 +12,20 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from mlflow.exceptions import MlflowException
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from sqlalchemy import create_engine
 
 from lottery import LotteryError, params
 from lottery.server import check_port
 from lottery.tracking.address import fault, is_own, shown_uri, tracking_uri
+from lottery.tracking.outputs import PIPELINE, recorded
 from lottery.tracking.store import Store, milliseconds
 from lottery.workplace import root
 
 HOST = "127.0.0.1"
-VIEW = "networks"  # what the address calls the view that `serve_ui` saves
+ALL = "all"  # what an address calls the view of all runs; that of a pipeline has the pipeline's name
+STAGES = f" and tags.{MLFLOW_PARENT_RUN_ID} IS NULL"  # no networks
+FIRST_PAGE = 100  # runs that MLflow's page loads at first
 
 
 def connect(experiment: str) -> Store:
@@ -46,22 +50,35 @@ def serve_ui(port: int) -> None:
     if is_own() and (root() / "dvc.lock").exists():
         _complete(settings)
     store = connect(settings.tracking.mlflow_experiment)
-    view = f"mlflow.sharedViewState.{VIEW}"
-    with suppress(MlflowException, OSError):  # who may not write sees the view that others left, or the usual columns
-        store.call("set_experiment_tag", store.experiment, view, _view(settings.every_arm))
+    pipeline, count = _pipeline(store)
+    views = {ALL: _view("All runs", settings.every_arm)}
+    if pipeline:
+        condition = f"tags.`{PIPELINE}{pipeline}` = 'true'" + (STAGES if count > FIRST_PAGE else "")
+        views[pipeline] = _view(f"Pipeline {pipeline}", settings.every_arm, condition)
+    with suppress(MlflowException, OSError):  # who may not write sees the views that others left, or the usual columns
+        for name, view in views.items():
+            store.call("set_experiment_tag", store.experiment, f"mlflow.sharedViewState.{name}", view)
     base = shown_uri() if remote else f"http://{HOST}:{port}"
-    # the page opens in its mode for language models unless its address says otherwise; an order in the address would
-    # make MLflow ignore the view, so the view has it
-    query = f"workflowType=machine_learning&viewStateShareKey={VIEW}"
-    line = f"MLflow UI: {base}/#/experiments/{store.experiment}/runs?{query}"
+    # the page opens in its mode for language models unless its address says otherwise; an order or a search in the
+    # address would make MLflow ignore the view, so the view has them
+    page = f"{base}/#/experiments/{store.experiment}/runs?workflowType=machine_learning&viewStateShareKey="
+    lines = [f"MLflow UI: {page}{pipeline or ALL}"]
+    if count > FIRST_PAGE:
+        lines.insert(
+            0,
+            f"stages alone: the page shows {FIRST_PAGE} runs, and this pipeline has {count}; "
+            f"`{PIPELINE}{pipeline}` in the search without `{STAGES.strip()}` shows networks too",
+        )
+    if pipeline:
+        lines.insert(0, f"pipeline {pipeline}; all runs: {page}{ALL}")
     if remote:
-        print(line)
+        print("\n".join(lines))
     else:
-        _serve(port, line)
+        _serve(port, "\n".join(lines))
 
 
-def _serve(port: int, line: str) -> None:
-    """Run MLflow's server until ctrl-C, SIGTERM or SIGHUP, and print a line once it answers."""
+def _serve(port: int, told: str) -> None:
+    """Run MLflow's server until ctrl-C, SIGTERM or SIGHUP, and print what is told once it answers."""
     for name in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(name, signal.default_int_handler)
     environment = os.environ | {
@@ -84,7 +101,7 @@ def _serve(port: int, line: str) -> None:
         while server.poll() is None and not _answers(port):
             time.sleep(0.1)
         if server.returncode is None:
-            print(line, flush=True)
+            print(told, flush=True)
         code = server.wait()
         raise LotteryError(f"{log}: says why MLflow's server ended, with exit code {code}; `lottery ui` starts it anew")
     except KeyboardInterrupt:
@@ -113,27 +130,42 @@ def _complete(settings: params.Params) -> None:
             print(line, file=sys.stderr)
 
 
-def _view(arms: Sequence[str]) -> str:
+def _pipeline(store: Store) -> tuple[str, int]:
+    """The pipeline that this workspace's dvc.lock records, and how many runs it has; "" and 0 where it has none."""
+    with suppress(OSError, LotteryError):
+        for entry in recorded((root() / "dvc.lock").read_text(encoding="utf-8"), params.load()):
+            if entry.name == "evaluate" and entry.pipeline:
+                count = len(store.search(f"tags.`{PIPELINE}{entry.pipeline}` = 'true'"))
+                return (entry.pipeline, count) if count else ("", 0)
+    return "", 0
+
+
+def _view(name: str, arms: Sequence[str], condition: str = "") -> str:
     """The runs in the order of the pipeline with their test accuracy, as a saved view of MLflow's.
 
     An address cannot name columns, but it can name a saved view, which is a tag of the MLflow experiment. MLflow's page
     lists it under "Views".
     """
     widths = {
-        "attributes.`Run Name`": 180,
-        "runDateAndNestInfo": 140,  # the column "Created"
+        "attributes.`Run Name`": 230,
+        "runDateAndNestInfo": 135,  # the column "Created", which MLflow shows here in any case
+        **dict.fromkeys(("metrics.`test_accuracy.dense`", "metrics.`test_accuracy.ticket`"), 147),  # means over seeds
         "metrics.`test_accuracy`": 115,  # a network's
-        **{f"metrics.`test_accuracy.{arm}`": 160 for arm in arms},  # a level's mean over seeds
-        "metrics.`density`": 100,
+        **{f"metrics.`test_accuracy.{arm}`": 150 for arm in arms if arm != "ticket"},
+        "metrics.`density`": 90,
+        "tags.`lottery.experiment`": 130,
+        "params.`dataset`": 90,
+        "params.`learning_rate`": 110,
         "duration": 90,
         "attributes.`Source`": 130,
         "attributes.`Dataset`": 260,
     }
     state = {
+        "searchFilter": condition,
         "orderByKey": "attributes.start_time",
         "orderByAsc": True,
         "selectedColumns": list(widths),
         "columnOrder": list(widths),
         "columnWidths": widths,
     }
-    return json.dumps({"name": "Networks", "createdAt": milliseconds(), "state": json.dumps(state)})
+    return json.dumps({"name": name, "createdAt": milliseconds(), "state": json.dumps(state)})

@@ -18,6 +18,7 @@ from urllib.request import url2pathname
 import psutil
 from filelock import FileLock, Timeout
 
+from lottery.reports import DECIMALS
 from lottery.tracking.address import StoreError, is_sqlite, sqlite_path, sqlite_uri, tracking_uri
 from lottery.workplace import root, scratch
 
@@ -32,14 +33,15 @@ os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 
 from mlflow import MlflowClient
-from mlflow.entities import DatasetInput, Metric, Param, Run, ViewType
+from mlflow.entities import DatasetInput, Metric, Param, Run, RunTag, ViewType
 from mlflow.exceptions import MlflowException
-from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NOTE
 
 # One network, one identity: level, arm, seed and the DVC hash of the level's files. Written last: a run that has it is
 # complete, and what it shows is never changed.
 KEY = "lottery.key"
-PROCESS = "lottery.process"  # which process writes a run: its host, its id and when it started, as ids come again
+# Which process writes a run, while it does: its host, its id and when it started, as ids come again.
+PROCESS = "lottery.process"
 METRICS_A_BATCH = 800  # MLflow's limit of 1000 counts parameters and tags too
 ARTIFACT_COLUMNS = (("experiments", "artifact_location"), ("runs", "artifact_uri"))  # MLflow's tables
 
@@ -57,6 +59,7 @@ class Content:
     name: str
     params: Mapping[str, str]
     points: Points
+    note: str = ""  # Markdown, what the run's page begins with
     inputs: Sequence[DatasetInput] = ()
     artifacts: Mapping[str, Callable[[Path], None]] = field(default_factory=dict)  # write a folder's files, by its name
 
@@ -228,16 +231,17 @@ class Store:
             with suppress(MlflowException):  # an account that may write may not delete: the run stays, as KILLED
                 self.call("delete_run", each.info.run_id)
 
-    def log(self, run: str, points: Points, params: Mapping[str, str] | None = None) -> None:
-        """Metrics and parameters, in as few calls as may be."""
+    def log(self, run: str, points: Points, params: Mapping[str, str] | None = None, note: str = "") -> None:
+        """Metrics, parameters and a note, in as few calls as may be."""
         at = milliseconds()
-        metrics = [Metric(key, float(value), at, int(step)) for key, value, step in points]
+        metrics = [metric(key, value, at, step) for key, value, step in points]
         settings = [Param(*item) for item in (params or {}).items()]
+        notes = [RunTag(MLFLOW_RUN_NOTE, note)] if note else []
         for start in range(0, max(len(metrics), 1), METRICS_A_BATCH):
             batch = metrics[start : start + METRICS_A_BATCH]
-            if batch or settings:
-                self.call("log_batch", run, batch, settings)
-            settings = []
+            if batch or settings or notes:
+                self.call("log_batch", run, batch, settings, notes)
+            settings, notes = [], []
 
     def complete(self, run: str, key: str, content: Content, logged: Container[tuple[str, int]] = ()) -> None:
         """Write what a run lacks of its content, and its key last.
@@ -245,12 +249,13 @@ class Store:
         ``logged``: the (key, step) of the points that it has.
         """
         points = [point for point in content.points if (point[0], point[2]) not in logged]
-        self.log(run, points, content.params)
+        self.log(run, points, content.params, content.note)
         if content.inputs:
             self.call("log_inputs", run, list(content.inputs))
         self.log_artifacts(run, content)
         self.call("set_terminated", run)
         self.call("set_tag", run, KEY, key)
+        self.call("delete_tag", run, PROCESS)
 
     def log_artifacts(self, run: str, content: Content) -> None:
         """Write a run's artifacts, or write them anew."""
@@ -274,6 +279,11 @@ def _remove_folder_as_written(uri: str) -> None:
     if "%" in uri:
         with suppress(OSError):
             os.removedirs(Path(uri.removeprefix("sqlite:///")).parent)
+
+
+def metric(key: str, value: float, at: int, step: int = 0) -> Metric:
+    """A point of a metric, with the decimals that the tables have."""
+    return Metric(key, round(float(value), DECIMALS), at, int(step))
 
 
 def milliseconds() -> int:

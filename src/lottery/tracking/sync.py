@@ -115,6 +115,8 @@ class Workspace:
             return (root() / "dvc.lock").read_text(encoding="utf-8")
         except OSError as error:
             raise LotteryError("dvc.lock: no such file; `dvc repro` makes it") from error
+        except UnicodeDecodeError as error:
+            raise LotteryError("dvc.lock: not UTF-8; `git checkout dvc.lock` mends it") from error
 
     def models(self, levels: Sequence[str]) -> str:
         """The MD5 sum of models/ with these levels."""
