@@ -278,6 +278,18 @@ def test_a_stage_and_its_workers_end_when_dvc_is_killed_and_the_next_one_is_alon
     assert load_history(clone.folder / "models/dense")["iteration"].max() == 5 * (1295 // 60)
 
 
+def test_dvc_and_its_stage_end_when_lottery_repro_is_terminated(clone: Clone) -> None:
+    _long(clone)
+    process, train = _begin(clone, "lottery", "repro")
+    process.terminate()
+    process.wait(PATIENCE)
+    _, left = psutil.wait_procs([train], timeout=PATIENCE)
+    for each in left:
+        each.kill()
+    assert not left
+    assert process.returncode == 128 + signal.SIGTERM
+
+
 def test_a_stage_whose_dvc_ended_before_it_began_ends_at_once(clone: Clone, tmp_path: Path) -> None:
     _long(clone)
     before = clone.files("models")

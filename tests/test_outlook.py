@@ -96,8 +96,8 @@ def test_in_a_terminal_a_bar_shows_it() -> None:
         while piece := os.read(ours, 10_000):
             shown += piece.decode()
     os.close(ours)
-    assert "train:  50%" in shown
-    assert "iteration 5 of 10" in shown
+    assert "50%|##########          | train: iteration 5 of 10, " in shown.replace("█", "#")
+    assert shown.rstrip("\r").rpartition("\r")[2].strip() == ""  # what is drawn last is an empty line
 
 
 def test_durations_are_as_people_say_them() -> None:
@@ -126,6 +126,16 @@ def test_repro_says_what_it_will_do_and_ends_with_the_answer(clone: Clone) -> No
     again = clone.run("lottery", "repro")
     assert "nothing has to run" in again
     assert ways in again
+    assert "\nMLflow: runs: " in again
+
+
+def test_what_undoes_works_where_the_committed_networks_were_never_made(clone: Clone, tmp_path: Path) -> None:
+    clone.commit("Results")
+    new = Clone(tmp_path / "new", clone.folder)
+    undo = clone.run("lottery", "answer").partition("to undo:")[2].partition("(")[0]
+    (new.folder / "params.yaml").write_text("{}")
+    new.run("sh", "-c", undo)
+    assert new.run("git", "status", "--short") == ""
 
 
 def test_repro_ends_with_dvcs_exit_code_and_no_answer_where_a_stage_fails(clone: Clone) -> None:

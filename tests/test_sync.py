@@ -76,6 +76,19 @@ def test_dvc_lock_says_which_parameters_made_an_output(finished: Clone) -> None:
         assert entry.params.levels == params.levels
 
 
+def test_a_level_added_anew_is_left_out_where_dvc_lock_has_it_from_a_parent_that_was_removed(finished: Clone) -> None:
+    from lottery.params import load
+
+    lock = yaml.safe_load((finished.folder / "dvc.lock").read_text())
+    read = lock["stages"]["evaluate"]["params"]["params.yaml"]["levels"]
+    for level in ("p50", "p75"):
+        del read[level]
+    params = load(finished.folder / "params.yaml")
+    levels = {"p75": params.levels["p75"].model_copy(update={"parent": "dense"})}
+    entries = recorded(yaml.safe_dump(lock), params.model_copy(update={"levels": levels}))
+    assert [entry.name for entry in entries] == ["download", "dense", "p80-at-once", "evaluate", "plot"]
+
+
 # --- the same picture ------------------------------------------------------------------------------------------------
 
 

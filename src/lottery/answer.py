@@ -32,7 +32,7 @@ def told(params: Params) -> str:
     ways = [
         ("the report:", f"open {PAGE} in a browser"),
         ("every network:", "make ui"),
-        ("to undo:", f"git restore . && {dvc} checkout   (parameters and results of the last commit)"),
+        ("to undo:", f"git restore . && {dvc} checkout --allow-missing   (parameters and results of the last commit)"),
     ]
     return "\n\n".join(filter(None, ["\n".join(words), _columns(rows), "\n".join(reasons), _columns(ways)]))
 

@@ -5,6 +5,7 @@ Each command imports what it needs when it runs: ``lottery check`` answers befor
 
 import argparse
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -56,17 +57,18 @@ def repro(arguments: argparse.Namespace) -> int:
     dvc = subprocess.Popen(
         [sys.executable, "-m", "dvc", "repro"], env=os.environ | {"PATH": path, "LOTTERY_OUTLOOK": str(FILE.resolve())}
     )
+    signal.signal(signal.SIGTERM, lambda *_: dvc.terminate())  # a stage ends with its DVC
     while True:
         with suppress(KeyboardInterrupt):  # DVC and its stage get it too, and end by themselves
             code = dvc.wait()
             break
     if code:
-        return code
+        return code if code > 0 else 128 - code  # as a shell says that a signal ended it
     try:
         lines = sync(params.load())
     except LotteryError as error:  # tracking never costs a result
         lines = [str(error)]
-    print("MLflow: " + "; ".join(lines).removeprefix("runs: "))
+    print("MLflow: " + "; ".join(lines))
     print()
     return answer(arguments)
 

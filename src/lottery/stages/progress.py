@@ -13,7 +13,7 @@ from typing import Any
 from tqdm import tqdm
 
 EVERY = 8.0  # seconds between lines
-BAR = "{desc}: {percentage:3.0f}%|{bar:20}| {postfix}"
+BAR = "{percentage:3.0f}%|{bar:20}| {desc}"  # tqdm puts a comma before a postfix
 
 
 class Progress:
@@ -30,9 +30,10 @@ class Progress:
         """Take note of how much of the work is done, and in words where that is."""
         self.done, self.total, self.text = done, total, text
         if sys.stderr.isatty():
-            if self.bar is None:
-                self.bar = tqdm(total=total, desc=self.stage, bar_format=BAR)
-            self.bar.set_postfix_str(str(self), refresh=False)
+            words = f"{self.stage}: {self}"
+            if self.bar is None:  # at the end it goes: it would say what was reported last, as if that were all
+                self.bar = tqdm(total=total, initial=done, desc=words, bar_format=BAR, leave=False)
+            self.bar.set_description_str(words, refresh=False)
             self.bar.update(done - self.bar.n)
 
     def __str__(self) -> str:

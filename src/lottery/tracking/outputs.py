@@ -110,6 +110,9 @@ def _stages(stages: dict[str, Any], current: Params) -> Iterable[Recorded]:
     if "evaluate" in stages:  # DVC keeps the entries of levels that were removed since
         present = {**values["evaluate"]["levels"], **current.levels}
         levels = {level: stage for level, stage in levels.items() if level in present}
+        parents = {level: values[stage]["levels"][level]["parent"] for level, stage in levels.items()}
+        while old := {level for level in levels if parents[level] not in {"dense", *levels}}:  # added anew, not run yet
+            levels = {level: stage for level, stage in levels.items() if level not in old}
     every: dict[str, Any] = current.model_dump(exclude_unset=True)
     every |= {section: values["train"][section] for section in ("data", "network", "train")}
     for stage in levels.values():
