@@ -84,3 +84,15 @@ def test_every_network_is_in_mlflow(short: Clone) -> None:
 
 def test_running_again_runs_nothing(short: Clone) -> None:
     assert "up to date" in short.run("dvc", "repro")
+
+
+@pytest.mark.parametrize("preset", ["digits", "quick"])
+def test_no_ticket_of_a_preset_for_a_first_look_is_censored(origin: Path, tmp_path: Path, preset: str) -> None:
+    clone = Clone(tmp_path / "clone", origin)
+    (clone.folder / "params.yaml").write_bytes((ROOT / f"presets/{preset}.yaml").read_bytes())
+    output = clone.run("lottery", "repro")
+    networks = pd.read_csv(clone.folder / "reports/tables/networks.csv").query("arm == 'ticket'")
+    assert not networks.empty
+    assert not networks["censored"].any()
+    assert "nan" not in output
+    assert "inf" not in output.partition("In brackets")[2]
