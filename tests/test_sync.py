@@ -267,6 +267,14 @@ def test_a_checkout_of_another_user_is_gits_matter_and_not_mlflows(clone: Clone)
     assert counts == f"runs: {RUNS} already complete"
 
 
+def test_without_git_revisions_are_refused_and_the_workspace_is_synced(clone: Clone, tmp_path: Path) -> None:
+    bare = {"PATH": str(tmp_path)}
+    assert refused_sync(clone, "--all-commits", **bare) == "git: no such program; install it"
+    told, counts = sync(clone, **bare)
+    assert told == "the runs that are made now name no commit: git: no such program; install it"
+    assert counts == f"runs: {RUNS} already complete"
+
+
 @pytest.mark.slow
 def test_a_revision_that_does_not_exist_is_one_line(clone: Clone) -> None:
     line = "--rev no-such-thing: neither a commit nor a DVC experiment; `dvc exp show` lists these"

@@ -59,7 +59,7 @@ Scope = Literal["layer", "global"]
 Source = Literal["ticket", "finetune", "lr-rewind"]
 
 # Limits: larger values would fail in a later stage, or never end
-MOST_BYTES = 180_000  # of params.yaml: 3,000 levels; larger files may take more than 2 s to parse
+MOST_BYTES = 180_000  # of params.yaml: room for 3,000 levels, which take about 2 s
 MOST_VALUES = 200_000  # in params.yaml, all aliases written out
 MOST_ITEMS = 1000  # of a list
 MOST_LAYERS = 20  # hidden ones

@@ -10,9 +10,11 @@ def git(*arguments: str) -> str:
 
 
 def refusal() -> str:
-    """Why git refuses a repository that belongs to another user, and what allows it; empty where it does not."""
+    """Why git says nothing, and the remedy: it is missing, or refuses another user's repository; else empty."""
     done = _git("rev-parse")
-    if done is None or "safe.directory" not in done.stderr:
+    if done is None:
+        return "git: no such program; install it"
+    if "safe.directory" not in done.stderr:
         return ""
     lines = [line.strip() for line in done.stderr.splitlines() if line.strip()]
     remedy = next(line for line in lines if "safe.directory" in line)

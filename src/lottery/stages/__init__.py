@@ -6,6 +6,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import NoReturn
@@ -61,7 +62,10 @@ def _complain(line: str, code: int) -> int:
 def _no_room(error: OSError) -> str:
     name, _, level = STAGE.rpartition(":")[2].partition("@")
     leaves = {"download": "data", "train": "models/dense", "prune": f"models/{level}"}.get(name, "reports")
-    needed = _room(load(), level or "dense") if leaves.startswith("models/") else OTHER_ROOM
+    needed = OTHER_ROOM
+    if leaves.startswith("models/"):
+        with suppress(LotteryError):  # of a params.yaml that is broken meanwhile
+            needed = _room(load(), level or "dense")
     return (
         f"{error.filename or leaves}: {error.strerror}: the stage needs about {_megabytes(needed)}, and "
         f"{_megabytes(shutil.disk_usage(root()).free)} are free; make room, then `dvc repro` goes on from here"
