@@ -138,6 +138,7 @@ def test_what_undoes_works_where_the_committed_networks_were_never_made(clone: C
     assert new.run("git", "status", "--short") == ""
 
 
+@pytest.mark.slow
 def test_repro_ends_with_dvcs_exit_code_and_no_answer_where_a_stage_fails(clone: Clone) -> None:
     clone.change(train=SMALL["train"] | {"optimizer": "sgd", "learning_rate": 1e9})
     done = subprocess.run(["lottery", "repro"], cwd=clone.folder, env=clone.environment, capture_output=True, text=True)

@@ -138,7 +138,7 @@ def test_a_pipelines_runs_have_its_tag_and_name_and_a_note(finished: Clone) -> N
         assert run.data.tags["mlflow.note.content"]
     notes = {name(run): run.data.tags["mlflow.note.content"] for run in found}
     assert notes["evaluate"].startswith("**No level is shown to have a winning ticket (3 undecided); ")
-    assert f"Pipeline {pipeline}: **undecided** (2 seeds, of 3 at least). Test acc" in notes["p75"]
+    assert f"Pipeline {pipeline}: **undecided** (2 seeds; a verdict needs 3 train.seeds). Test acc" in notes["p75"]
 
 
 def test_numbers_have_six_decimals_at_most(finished: Clone) -> None:
