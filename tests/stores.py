@@ -141,29 +141,22 @@ def lines_of(running: "subprocess.Popen[str]", code: int = 0) -> list[str]:
     return said(errors)
 
 
+def _sync(clone: Clone, *arguments: str, **variables: str) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", "lottery.cli", "sync", *arguments]
+    where = {"cwd": clone.folder, "env": clone.environment | variables}
+    return subprocess.run(command, **where, capture_output=True, text=True, timeout=PATIENCE)
+
+
 def refused_sync(clone: Clone, *arguments: str, **variables: str) -> str:
     """Run `lottery sync` to its refusal: its one line."""
-    done = subprocess.run(
-        [sys.executable, "-m", "lottery.cli", "sync", *arguments],
-        cwd=clone.folder,
-        env=clone.environment | variables,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-    )
+    done = _sync(clone, *arguments, **variables)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), done.stderr
     return done.stderr.strip()
 
 
 def sync(clone: Clone, *arguments: str, **variables: str) -> list[str]:
     """`lottery sync`: the lines that it prints."""
-    done = subprocess.run(
-        [sys.executable, "-m", "lottery.cli", "sync", *arguments],
-        cwd=clone.folder,
-        env=clone.environment | variables,
-        capture_output=True,
-        text=True,
-    )
+    done = _sync(clone, *arguments, **variables)
     assert (done.returncode, done.stderr) == (0, ""), done.stderr
     return done.stdout.splitlines()
 

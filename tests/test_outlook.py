@@ -52,7 +52,7 @@ def test_networks_are_counted_with_their_twins(twins: bool, dense: int, level: i
     assert outlook.networks(params, "evaluate") == 0
 
 
-def test_the_pace_is_that_of_training(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_pace_is_that_of_training() -> None:
     """Seconds of processors, which other work on this machine does not change."""
     small = _params(network={"hidden": [100], "initialization": "glorot-normal"})
     large = _params(network={"hidden": [400], "initialization": "glorot-normal"})

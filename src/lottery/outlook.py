@@ -25,7 +25,7 @@ from lottery.training import Recipe, train
 FILE = Path(".lottery/outlook.json")  # where the stages find it, whose progress is the whole pipeline's too
 START = 5.0  # seconds in which a stage imports torch and MLflow, hashes what it reads, and ends
 DRAWING = 10.0  # seconds for the figures and the report
-CALIBRATION = 2.0  # seconds of processors at least
+CALIBRATION = 0.5  # seconds of processors at least, which are counted in hundredths
 TESTED, TRAINED = 3, 2  # states of a network that `evaluate` measures on test images and on training images
 TEST_IMAGES = 10_000
 
@@ -117,8 +117,8 @@ def seconds_per_iteration(params: Params, threads: int) -> float:
         return sum(os.times()[:4]) - before
 
     spend(1)  # for what only the first takes
-    overhead, count = spend(1), 9
-    while (spent := spend(count) - overhead) < CALIBRATION and count < params.iterations:
+    overhead, count = spend(1), 33
+    while (spent := spend(count) - overhead) < max(CALIBRATION, 2 * overhead):  # which varies too
         count *= 2
     evaluations = params.validation_images / t.batch_size / 3 / t.evaluate_every
     return spent / (count - 1) / len(rows) / threads * (1 + evaluations)

@@ -39,7 +39,7 @@ def of_network(level: str, arm: str, seed: int, kept: int, density: float, stop:
     return f"{told}\n\n{what}".strip()
 
 
-def of_evaluation(output: Output, findings: Findings) -> str:
+def of_evaluation(findings: Findings) -> str:
     """The note of `evaluate`: the answer, a line per level, and where the report is."""
     first, *rest = answer(findings)
     where = f"The report is `{REPORT}`; this pipeline's run `plot` has it as an artifact."

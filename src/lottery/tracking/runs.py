@@ -160,7 +160,7 @@ def simple(output: Output, folder: Path) -> Content:
         params, note = {"dataset": output.params.data.name}, notes.of_data(output)
     elif output.name == "evaluate":
         found = findings(output, folder)
-        points, note = list(summary(found.levels)), notes.of_evaluation(output, found)
+        points, note = list(summary(found.levels)), notes.of_evaluation(found)
         params |= {f"verdict.{each['level']}": each["verdict"] for each in found.judged}
         artifacts["reports"] = partial(_copy, [folder / "metrics.json"])
         artifacts["reports/tables"] = partial(_copy, sorted((folder / "tables").iterdir()))
