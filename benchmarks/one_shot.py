@@ -16,8 +16,8 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from benchmarks.throughput import Transformed, module
-from lottery.data import load_split
-from lottery.images import Split
+from lottery.core.images import Split
+from lottery.files.data import load_split
 
 NETWORKS, EPOCHS, BATCH, LEARNING_RATE = 9, 5, 64, 0.001
 

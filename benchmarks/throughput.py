@@ -16,14 +16,15 @@ from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from lottery.data import load_split, torchvision_datasets
-from lottery.images import Images, Split
-from lottery.network import initialize
-from lottery.pruning import everything, prune_layers
-from lottery.randomness import generator
-from lottery.training import Recipe, train
+from lottery.core.images import Images, Split
+from lottery.core.layout import perceptron
+from lottery.core.pruning import prune_layers
+from lottery.core.randomness import generator
+from lottery.core.stack import Stack, everything, initialize
+from lottery.core.training import Recipe, train
+from lottery.files.data import load_split, torchvision_datasets
 
-SIZES = (784, 300, 100, 10)
+LAYOUT = perceptron((784, 300, 100, 10))
 BATCH = 60
 STACKS = (1, 3, 15, 45)
 LEARNING_RATE = 0.0012
@@ -34,9 +35,8 @@ MULTIPLY_ADDS = 2 * (784 * 300 + 300 * 100 + 100 * 10) + 300 * 100 + 100 * 10  #
 
 def stacked(networks: int, split: Split, threads: int) -> Loop:
     """Our loop, on a level's masked networks."""
-    start = initialize(SIZES, "glorot-normal", [generator("benchmark", seed) for seed in range(networks)])
-    scores = tuple(weight.abs() for weight in start.weights)
-    masks = prune_layers(scores, everything(networks, SIZES), 0.8, 0.0, 0.5)
+    start = initialize(LAYOUT, "glorot-normal", [generator("benchmark", seed) for seed in range(networks)])
+    masks = prune_layers(Stack(start.flat.abs(), LAYOUT), everything(networks, LAYOUT), 0.8, 0.0, 0.5)
     start = start.masked(masks)
     few = Split(split.train, Images(split.validation.pixels[:60], split.validation.labels[:60]), split.scaling)
 

@@ -36,7 +36,8 @@ import sys, time
 from contextlib import nullcontext
 from types import SimpleNamespace
 import psutil
-from lottery import experiment, tracking
+from lottery import tracking
+from lottery.core import experiment
 from lottery.stages import prune, run
 from lottery.tracking import live
 

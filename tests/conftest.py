@@ -9,7 +9,9 @@ import torch
 from clones import clone, finished, origin  # noqa: F401  # fixtures
 from hypothesis import HealthCheck, settings
 
-from lottery.images import Images, Scaling, Split
+from lottery.core.images import Images, Scaling, Split
+from lottery.core.layout import Layout
+from lottery.core.stack import Masks, everything
 
 for name in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS"):  # a make that a test starts is none of `make test`'s
     os.environ.pop(name, None)
@@ -24,6 +26,14 @@ settings.register_profile(
 )
 settings.load_profile("repeatable")
 torch.set_num_threads(1)  # on tensors this small two threads wait for each other longer than they work
+
+
+def random_masks(networks: int, layout: Layout, density: float, seed: int = 0) -> Masks:
+    """Masks that keep about this fraction of the weights of each layer, at random places."""
+    draws, masks = torch.Generator().manual_seed(seed), everything(networks, layout)
+    for mask in masks.weights:
+        mask.copy_(torch.rand(mask.shape, generator=draws) < density)
+    return masks
 
 
 @pytest.fixture

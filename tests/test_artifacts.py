@@ -20,20 +20,22 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from lottery import LotteryError
-from lottery.arms import ARMS
-from lottery.artifacts import (
+from lottery.core.arms import ARMS, Rows
+from lottery.core.experiment import Level
+from lottery.core.layout import perceptron
+from lottery.core.pruning import CRITERIA
+from lottery.core.stack import Stack, everything
+from lottery.core.training import History, Trained
+from lottery.files.artifacts import (
     Contents,
     load_contents,
     load_history,
     load_masks,
     load_parameters,
+    load_rewound,
     load_twins,
     save_level,
 )
-from lottery.experiment import Level
-from lottery.network import Parameters
-from lottery.pruning import CRITERIA
-from lottery.training import History, Trained
 
 # workspace serves all examples of a test
 several_examples = settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -58,17 +60,19 @@ def _level(
 ) -> Level:
     """A level of noise."""
     draws = torch.Generator().manual_seed(draw)
-    networks = len(arms) * len(seeds)
+    rows, layout = Rows(arms, seeds), perceptron(tuple(sizes))
 
-    def noise() -> Parameters:
-        parameters = Parameters.zeros(networks, sizes)
+    def noise() -> Stack:
+        parameters = Stack.zeros(len(rows), layout)
         for piece in parameters.weights + parameters.biases:
             piece.copy_(torch.randn(piece.shape, generator=draws))
             piece.masked_fill_(torch.rand(piece.shape, generator=draws) < 0.2, -0.0)
         return parameters
 
     start = noise()
-    masks = tuple(torch.rand(weight.shape, generator=draws) < 0.5 for weight in start.weights)
+    masks = everything(len(rows), layout)
+    for mask in masks.weights:
+        mask.copy_(torch.rand(mask.shape, generator=draws) < 0.5)
     histories = []
     for arm in arms:  # each a start of its own, and all the same end
         iterations = [250 * i for i in range(arms.index(arm) % evaluations, evaluations + 1)]
@@ -76,7 +80,7 @@ def _level(
             curves = torch.rand(3, len(iterations), generator=draws, dtype=torch.float64)
             curves[0, 0] = torch.nan
             histories.append(History(iterations, *curves))
-    return Level(path, arms, seeds, start, masks, Trained(noise(), noise(), tuple(histories)))
+    return Level(path, rows, start, masks, Trained(noise(), noise(), tuple(histories)))
 
 
 @st.composite
@@ -96,7 +100,7 @@ def _bytes(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def _bits(parameters: Parameters) -> list[Any]:
+def _bits(parameters: Stack) -> list[Any]:
     return parameters.flat.view(torch.int32).tolist()
 
 
@@ -108,9 +112,10 @@ def _bits(parameters: Parameters) -> list[Any]:
 def test_masks_and_parameters_come_back_to_the_bit(workspace: Path, level: Level) -> None:
     folder = workspace / "models" / "p60"
     save_level(level, folder)
-    for loaded, mask in zip(load_masks(folder), level.masks, strict=True):
-        assert loaded.dtype == torch.bool
-        assert torch.equal(loaded, mask)
+    masks = load_masks(folder)
+    assert masks.flat.dtype == torch.bool
+    assert masks.layout == level.masks.layout
+    assert torch.equal(masks.flat, level.masks.flat)
     assert _bits(load_parameters(folder, "initial")) == _bits(level.start)
     assert _bits(load_parameters(folder, "final")) == _bits(level.trained.final)
     assert _bits(load_parameters(folder, "early_stopping")) == _bits(level.trained.early_stopping)
@@ -121,10 +126,10 @@ def test_masks_and_parameters_come_back_to_the_bit(workspace: Path, level: Level
 def test_a_folder_says_which_networks_it_holds(workspace: Path, level: Level) -> None:
     save_level(level, workspace / "p60")
     contents = load_contents(workspace / "p60")
-    assert contents == Contents(level.start.sizes, level.path, level.arms, level.seeds)
-    assert contents.networks == [(arm, seed) for arm in level.arms for seed in level.seeds]
-    for arm in level.arms:
-        assert contents.networks[contents.rows(arm)] == [(arm, seed) for seed in level.seeds]
+    assert contents == Contents(level.start.layout, level.path, level.rows)
+    assert list(contents.rows) == [(arm, seed) for arm in level.rows.arms for seed in level.rows.seeds]
+    for arm in level.rows.arms:
+        assert list(contents.rows)[contents.rows.of(arm)] == [(arm, seed) for seed in level.rows.seeds]
 
 
 @several_examples
@@ -137,7 +142,7 @@ def test_the_history_comes_back_to_the_bit(workspace: Path, level: Level, data: 
     history = load_history(workspace / "p60")
     names = ["arm", "seed", "iteration", "train_loss", "validation_loss", "validation_accuracy"]
     assert list(history.columns) == names
-    networks = [(arm, seed) for arm in level.arms for seed in level.seeds]
+    networks = [(arm, seed) for arm in level.rows.arms for seed in level.rows.seeds]
     rows = [
         (arm, seed, iteration)
         for (arm, seed), network in zip(networks, level.trained.histories, strict=True)
@@ -153,10 +158,11 @@ def test_the_history_comes_back_to_the_bit(workspace: Path, level: Level, data: 
 
 def _with_more(level: Level) -> Level:
     """The level with twins of its first arm, and weights that tickets are rewound to."""
-    rows = slice(len(level.seeds))
-    twins, rewind = level.trained.early_stopping.rows(rows), level.trained.final.rows(rows)
-    trained = replace(level.trained, rewind=Parameters(2 * rewind.flat, rewind.sizes))
-    return replace(level, twins=(level.arms[:1], twins), trained=trained)
+    first = Rows(level.rows.arms[:1], level.rows.seeds)
+    rows = slice(len(first))
+    twins, final = level.trained.early_stopping.rows(rows), level.trained.final.rows(rows)
+    trained = replace(level.trained, rewound=Stack(2 * final.flat, final.layout))
+    return replace(level, twins=(first, twins), trained=trained)
 
 
 def test_twins_and_weights_to_rewind_to_come_back_to_the_bit_where_there_are_any(workspace: Path) -> None:
@@ -165,10 +171,16 @@ def test_twins_and_weights_to_rewind_to_come_back_to_the_bit_where_there_are_any
     twins = load_twins(workspace / "dense")
     assert twins
     assert level.twins
-    assert level.trained.rewind
-    assert twins[0] == ("dense",)
+    assert level.trained.rewound
+    assert twins[0] == Rows(("dense",), level.rows.seeds)
     assert _bits(twins[1]) == _bits(level.twins[1])
-    assert _bits(load_parameters(workspace / "dense", "rewind")) == _bits(level.trained.rewind)
+    assert _bits(load_rewound(workspace / "dense")) == _bits(level.trained.rewound)
+
+
+def test_tickets_are_rewound_to_the_start_where_no_later_iteration_is_asked_for(workspace: Path) -> None:
+    level = _level(arms=("dense",))
+    save_level(level, workspace / "dense")
+    assert _bits(load_rewound(workspace / "dense")) == _bits(level.start)
 
 
 def test_what_no_setting_asks_for_is_not_written(workspace: Path) -> None:
@@ -203,13 +215,15 @@ import sys
 import torch
 from dataclasses import replace
 from pathlib import Path
-from lottery import experiment
-from lottery.arms import ARMS, Ticket
-from lottery.artifacts import save_level
-from lottery.images import Images, Scaling, Split
-from lottery.pruning import CRITERIA, Evidence
-from lottery.schedules import cosine
-from lottery.training import Recipe, train
+from lottery.core import experiment
+from lottery.core.arms import ARMS
+from lottery.files.artifacts import save_level
+from lottery.core.images import Images, Scaling, Split
+from lottery.core.ingredients import Ingredients
+from lottery.core.layout import perceptron
+from lottery.core.pruning import CRITERIA, Evidence
+from lottery.core.schedules import Cosine
+from lottery.core.training import Recipe, train
 
 draws = torch.Generator().manual_seed(0)
 pixels = torch.randint(256, (60, 17), generator=draws, dtype=torch.uint8)
@@ -220,18 +234,19 @@ seeds = (0, 1, 2)
 def trained(start, masks, seeds, path, recipes):
     return train(start, masks, seeds, path, split, recipes, threads=int(sys.argv[2]))
 
-recipe = Recipe(9, 7, 0.01, 4, schedule=cosine)
-dense = experiment.dense((17, 12, 5), "glorot-normal", seeds, replace(recipe, rewind=3), trained, twins=True)
+recipe = Recipe(9, 7, 0.01, 4, schedule=Cosine())
+layout = perceptron((17, 12, 5))
+dense = experiment.dense(layout, "glorot-normal", seeds, replace(recipe, rewind=3), trained, twins=True)
 final = dense.trained.final
 save_level(dense, Path(sys.argv[1]) / "dense")
 for number, criterion in enumerate(CRITERIA):
     path = (0.5 + number / 100,)
     evidence = Evidence(dense.start, final, seeds, path, split)
     masks = experiment.prune(evidence, dense.masks, experiment.Pruning(criterion, "global", 0.5))
-    ticket = Ticket(
-        masks, dense.trained.rewind, final, seeds, path, "glorot-normal", replace(recipe, start=3)
-    )
-    save_level(experiment.level(ticket, tuple(ARMS), trained, twins=True), Path(sys.argv[1]) / f"{sys.argv[3]}{number}")
+    rewound, later = dense.trained.rewound, replace(recipe, start=3)
+    ingredients = Ingredients(masks, rewound, final, seeds, path, "glorot-normal", later)
+    level = experiment.level(ingredients, tuple(ARMS), trained, twins=True)
+    save_level(level, Path(sys.argv[1]) / f"{sys.argv[3]}{number}")
 """
 
 
@@ -340,7 +355,7 @@ def test_a_truncated_history_is_named(workspace: Path, fraction: float) -> None:
 @several_examples
 @given(levels(), st.data())
 def test_a_history_that_lacks_rows_is_named(workspace: Path, level: Level, data: st.DataObject) -> None:
-    assume(len(level.arms) * len(level.seeds) > 1)
+    assume(len(level.rows) > 1)
     save_level(level, workspace / "p60")
     path = workspace / "p60" / "history.csv"
     header, *rows = path.read_text().splitlines(keepends=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from clones import SMALL, Clone
 
-from lottery.artifacts import load_history
+from lottery.files.artifacts import load_history
 
 PATIENCE = 120  # seconds
 

@@ -5,8 +5,8 @@ import math
 import pandas as pd
 import pytest
 
-from lottery.claims import CLAIMS, ONE_SHOT, Claim, Finding, alike, all_of, directed, judge, not_tested
-from lottery.statistics import Interval
+from lottery.evaluation.claims import CLAIMS, ONE_SHOT, Claim, Finding, alike, all_of, directed, judge, not_tested
+from lottery.evaluation.statistics import Interval
 
 NOISE = (-0.0001, 0.0, 0.0001)  # fractions, a seed each
 

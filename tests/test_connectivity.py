@@ -7,36 +7,35 @@ import pytest
 import torch
 from torch import Tensor
 
-from lottery.connectivity import POINTS, barrier, errors_between, summarize
-from lottery.images import Examples, Images, Scaling, Split
-from lottery.network import Parameters, accuracy
+from lottery.core.families import accuracy
+from lottery.core.images import Images, Scaling, Split
+from lottery.core.layout import perceptron
+from lottery.core.networks.perceptron import Examples
+from lottery.core.stack import Stack, stack
+from lottery.evaluation.connectivity import POINTS, barrier, errors_between, summarize
 
 # four images of one pixel: class 1 where it is lit
 LIT = torch.tensor([[1], [1], [1], [0]], dtype=torch.uint8)
 EXAMPLES = Examples(Images(LIT, LIT[:, 0].long()), Scaling(0.0, 1.0))
 
 
-def _by_one_unit(unit: int) -> Parameters:
+def _by_one_unit(unit: int) -> Stack:
     """A network that is right on all images by one of its two hidden units: class 1 where relu(x) > 0.6."""
-    network = Parameters.zeros(1, (1, 2, 2))
+    network = Stack.zeros(1, perceptron((1, 2, 2)))
     network.weights[0][0, 0, unit] = 1
     network.weights[1][0, unit, 1] = 1
-    network.biases[1][0, 0, 1] = -0.6
+    network.biases[1][0, 1] = -0.6
     return network
 
 
-def _constant(label: int) -> Parameters:
+def _constant(label: int) -> Stack:
     """A network that says the same of every image."""
-    network = Parameters.zeros(1, (1, 2, 2))
-    network.biases[1][0, 0, label] = 1
+    network = Stack.zeros(1, perceptron((1, 2, 2)))
+    network.biases[1][0, label] = 1
     return network
 
 
-def _both(first: Parameters, second: Parameters) -> Parameters:
-    return Parameters(torch.cat([first.flat, second.flat]), first.sizes)
-
-
-def _barrier(first: Parameters, second: Parameters) -> list[float]:
+def _barrier(first: Stack, second: Stack) -> list[float]:
     result: Tensor = barrier(first, second, EXAMPLES, threads=1)
     assert result.dtype == torch.float64
     return result.tolist()
@@ -59,14 +58,14 @@ def test_there_is_no_barrier_between_a_network_and_itself() -> None:
 
 
 def test_every_network_meets_its_own_twin() -> None:
-    first = _both(_by_one_unit(0), _constant(1))
-    second = _both(_by_one_unit(1), _constant(0))
+    first = stack([_by_one_unit(0), _constant(1)])
+    second = stack([_by_one_unit(1), _constant(0)])
     assert _barrier(first, second) == [0.75, 0.25]
 
 
 def test_the_ends_of_the_line_are_the_two_networks(make_split: Callable[..., Split]) -> None:
     draws = torch.Generator().manual_seed(0)
-    first, second = (Parameters.zeros(3, (6, 5, 4)) for _ in range(2))
+    first, second = (Stack.zeros(3, perceptron((6, 5, 4))) for _ in range(2))
     for piece in (*first.weights, *second.weights):
         piece.normal_(generator=draws)
     split = make_split(200, 1, 6, 4)

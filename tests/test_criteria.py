@@ -2,13 +2,15 @@
 
 import pytest
 import torch
+from conftest import random_masks
 from torch import Tensor
 
-from lottery.experiment import Pruning, prune
-from lottery.images import Images, Scaling, Split
-from lottery.network import Parameters, initialize
-from lottery.pruning import CRITERIA, SYNFLOW_ROUNDS, Evidence, everything, rounds, weights_kept
-from lottery.randomness import generator
+from lottery.core.experiment import Pruning, prune
+from lottery.core.images import Images, Scaling, Split
+from lottery.core.layout import perceptron
+from lottery.core.pruning import CRITERIA, SYNFLOW_ROUNDS, Evidence, rounds, weights_kept
+from lottery.core.randomness import generator
+from lottery.core.stack import Stack, everything, initialize
 
 IMAGES = Images(
     torch.randint(256, (400, 9), generator=torch.Generator().manual_seed(0), dtype=torch.uint8),
@@ -17,21 +19,21 @@ IMAGES = Images(
 SPLIT = Split(IMAGES, IMAGES, Scaling(128.0, 74.0))
 
 
-def _networks(sizes: tuple[int, ...], *layers: list[list[float]]) -> Parameters:
+def _networks(sizes: tuple[int, ...], *layers: list[list[float]]) -> Stack:
     """One network with these weights."""
-    parameters = Parameters.zeros(1, sizes)
+    parameters = Stack.zeros(1, perceptron(sizes))
     for weight, values in zip(parameters.weights, layers, strict=True):
         weight[0] = torch.tensor(values)
     return parameters
 
 
-def _random(seeds: tuple[int, ...] = (0, 1)) -> Parameters:
-    return initialize((9, 7, 6, 10), "kaiming-uniform", [generator("test", seed) for seed in seeds])
+def _random(seeds: tuple[int, ...] = (0, 1)) -> Stack:
+    return initialize(perceptron((9, 7, 6, 10)), "kaiming-uniform", [generator("test", seed) for seed in seeds])
 
 
-def _scores(criterion: str, start: Parameters, trained: Parameters, path: tuple[float, ...] = (0.5,)) -> list[Tensor]:
+def _scores(criterion: str, start: Stack, trained: Stack, path: tuple[float, ...] = (0.5,)) -> tuple[Tensor, ...]:
     evidence = Evidence(start, trained, range(len(start)), path, SPLIT)
-    return list(CRITERIA[criterion](evidence, everything(len(start), start.sizes)))
+    return CRITERIA[criterion](evidence, everything(len(start), start.layout)).weights
 
 
 @pytest.mark.parametrize(
@@ -86,10 +88,10 @@ def test_synflow_by_hand() -> None:
 
 def test_synflow_is_autograds_of_the_masked_absolute_network() -> None:
     networks = _random()
-    masks = tuple(torch.rand(w.shape, generator=torch.Generator().manual_seed(1)) < 0.6 for w in networks.weights)
-    scores = CRITERIA["synflow"](Evidence(networks, networks, (0, 1), (0.5,), SPLIT), masks)
+    masks = random_masks(2, networks.layout, 0.6, seed=1)
+    scores = CRITERIA["synflow"](Evidence(networks, networks, (0, 1), (0.5,), SPLIT), masks).weights
     for row in (0, 1):
-        pairs = zip(networks.weights, masks, strict=True)
+        pairs = zip(networks.weights, masks.weights, strict=True)
         weights = [(w[row].double().abs() * m[row]).requires_grad_() for w, m in pairs]
         values = torch.ones(9, dtype=torch.float64)
         for weight in weights:
@@ -112,7 +114,7 @@ def test_synflow_goes_in_100_rounds_and_the_others_in_one() -> None:
 @pytest.mark.parametrize("sparsity", [0.3, 0.9])
 def test_every_criterion_keeps_exactly_as_many_and_none_that_the_parent_pruned(criterion: str, sparsity: float) -> None:
     networks = _random()
-    masks = everything(2, networks.sizes)
+    masks = everything(2, networks.layout)
     kept = prune(
         Evidence(_random((5, 6)), networks, (0, 1), (sparsity,), SPLIT), masks, Pruning(criterion, "global", 0.5)
     )
@@ -122,11 +124,11 @@ def test_every_criterion_keeps_exactly_as_many_and_none_that_the_parent_pruned(c
 
 @pytest.mark.parametrize("criterion", list(CRITERIA))
 def test_a_networks_scores_are_the_same_bits_alone_and_in_a_stack_and_on_any_number_of_threads(criterion: str) -> None:
-    sizes, seeds = (9, 300, 100, 10), (0, 1, 2)
+    layout, seeds = perceptron((9, 300, 100, 10)), (0, 1, 2)
     start, trained = (
-        initialize(sizes, "kaiming-uniform", [generator(purpose, seed) for seed in seeds]) for purpose in ("a", "b")
+        initialize(layout, "kaiming-uniform", [generator(purpose, seed) for seed in seeds]) for purpose in ("a", "b")
     )
-    masks = everything(3, sizes)
+    masks = everything(3, layout)
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(2)
@@ -135,15 +137,15 @@ def test_a_networks_scores_are_the_same_bits_alone_and_in_a_stack_and_on_any_num
         torch.set_num_threads(1)
         for row, seed in enumerate(seeds):
             evidence = Evidence(start.rows([row]), trained.rows([row]), [seed], (0.5,), SPLIT)
-            alone = CRITERIA[criterion](evidence, everything(1, sizes))
-            assert all(torch.equal(one[0], stack[row]) for one, stack in zip(alone, together, strict=True))
+            alone = CRITERIA[criterion](evidence, everything(1, layout))
+            assert torch.equal(alone.flat[0], together.flat[row])
     finally:
         torch.set_num_threads(before)
 
 
 def test_synflow_leaves_no_layer_empty_where_one_round_would() -> None:
     """Tanaka et al. (2020), section 3: ranked once, a layer of many small scores is pruned whole."""
-    networks = initialize((30, 40, 40, 40, 10), "kaiming-uniform", [generator("test", 0)])
+    networks = initialize(perceptron((30, 40, 40, 40, 10)), "kaiming-uniform", [generator("test", 0)])
     evidence = Evidence(networks, networks, (0,), (0.985,), SPLIT)
-    kept = prune(evidence, everything(1, networks.sizes), Pruning("synflow", "global", 0.5))
+    kept = prune(evidence, everything(1, networks.layout), Pruning("synflow", "global", 0.5))
     assert (weights_kept(kept) > 0).all()

@@ -24,9 +24,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from lottery import LotteryError, data
-from lottery.data import CHECKSUMS, NPM_PACKAGE, TENSORS, fetch, load_split, load_test
-from lottery.randomness import generator
+from lottery import LotteryError
+from lottery.core.randomness import generator
+from lottery.files import data
+from lottery.files.data import CHECKSUMS, NPM_PACKAGE, TENSORS, fetch, load_split, load_test
 
 DEBIANS_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
 # tmp_path and capsys serve all examples of a test
@@ -287,7 +288,7 @@ def test_a_data_set_is_added_by_its_four_checksums(
 
 
 def test_torchvisions_data_sets_load_and_its_checksums_are_ours(tmp_path: Path) -> None:
-    code = "from lottery.data import torchvision_datasets as load; print(dict(load().KMNIST.resources))"
+    code = "from lottery.files.data import torchvision_datasets as load; print(dict(load().KMNIST.resources))"
     assert _python(code, tmp_path).strip() == str(CHECKSUMS["kmnist"])
 
 
@@ -298,7 +299,7 @@ import torch
 for operator in ("nms", "qnms"):
     if not hasattr(torch.ops.torchvision, operator):
         torch.library.define(f"torchvision::{operator}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-from lottery.data import torchvision_datasets
+from lottery.files.data import torchvision_datasets
 print(torchvision_datasets().MNIST.__name__)
 """
     assert _python(code, tmp_path) == "MNIST\n"
@@ -313,7 +314,7 @@ import socket, sys
 from pathlib import Path
 def no_network(*arguments): raise AssertionError(arguments)
 sys.addaudithook(lambda event, arguments: event.startswith("socket.") and no_network(event, arguments))
-from lottery.data import fetch
+from lottery.files.data import fetch
 fetch("digits", Path("data/digits.safetensors"))
 assert "torchvision" not in sys.modules
 """

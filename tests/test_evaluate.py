@@ -9,22 +9,26 @@ import torch
 from clones import ROOT, Clone
 from test_claims import networks
 
-from lottery import connectivity, reports, structure, verdicts
-from lottery.artifacts import load_twins, save_level
-from lottery.claims import ONE_SHOT, Finding
-from lottery.connectivity import barrier
-from lottery.experiment import Level
-from lottery.images import Examples, Split
-from lottery.network import Parameters, stack
+from lottery.core.arms import Rows
+from lottery.core.experiment import Level
+from lottery.core.families import Examples, family
+from lottery.core.images import Images, Split
+from lottery.core.layout import perceptron
+from lottery.core.stack import Stack, everything, stack
+from lottery.core.training import History, Trained
+from lottery.evaluation import connectivity, structure, verdicts
+from lottery.evaluation import tables as reports
+from lottery.evaluation.claims import ONE_SHOT, Finding
+from lottery.evaluation.connectivity import barrier
+from lottery.files.artifacts import load_twins, save_level
 from lottery.params import Params, load
 from lottery.stages import evaluate
-from lottery.training import History, Trained
 
-SIZES, SEEDS, ARMS = (6, 5, 4), (3, 8), ("random", "ticket", "reinit")
+LAYOUT, SEEDS, ARMS = perceptron((6, 5, 4)), (3, 8), ("random", "ticket", "reinit")
 
 
-def _noise(networks: int, seed: int) -> Parameters:
-    parameters = Parameters.zeros(networks, SIZES)
+def _noise(networks: int, seed: int) -> Stack:
+    parameters = Stack.zeros(networks, LAYOUT)
     for piece in (*parameters.weights, *parameters.biases):
         piece.normal_(generator=torch.Generator().manual_seed(seed))
     return parameters
@@ -32,11 +36,13 @@ def _noise(networks: int, seed: int) -> Parameters:
 
 def _save(folder: Path, path: tuple[float, ...], arms: tuple[str, ...]) -> Level:
     """A level's folder, of networks that were never trained."""
-    networks = len(arms) * len(SEEDS)
-    start, end = _noise(networks, 1), _noise(networks, 2)
-    masks = tuple(weight > 0 if path else weight.bool() for weight in start.weights)
-    histories = (History([0], *(torch.zeros(1).double() for _ in range(3))),) * networks
-    level = Level(path, arms, SEEDS, start.masked(masks), masks, Trained(end.masked(masks), end, histories))
+    rows = Rows(arms, SEEDS)
+    start, end = _noise(len(rows), 1), _noise(len(rows), 2)
+    masks = everything(len(rows), LAYOUT)
+    for mask, weight in zip(masks.weights, start.weights, strict=True):
+        mask.copy_(weight > 0 if path else weight.bool())
+    histories = (History([0], *(torch.zeros(1).double() for _ in range(3))),) * len(rows)
+    level = Level(path, rows, start.masked(masks), masks, Trained(end.masked(masks), end, histories))
     save_level(level, folder)
     return level
 
@@ -46,6 +52,11 @@ def levels(workspace: Path) -> Level:
     """A workspace with dense and p50, which is given."""
     _save(Path("models/dense"), (), ("dense",))
     return _save(Path("models/p50"), (0.5,), ARMS)
+
+
+def _examples(images: Images, split: Split) -> Examples:
+    examples: Examples = family(LAYOUT).examples(images, split.scaling)
+    return examples
 
 
 def test_a_ticket_costs_the_trainings_before_it_and_its_own() -> None:
@@ -78,16 +89,16 @@ def test_the_papers_claims_are_judged_of_the_papers_method_alone() -> None:
 
 def test_masks_are_described_arm_by_arm(levels: Level) -> None:
     table = evaluate.describe_masks(Path("models/p50"))
-    expected = structure.describe({"ticket": tuple(mask[2:4] for mask in levels.masks)})
+    expected = structure.describe({"ticket": levels.masks.rows(slice(2, 4))})
     pd.testing.assert_frame_equal(table[table["arm"] == "ticket"].reset_index(drop=True), expected)
     assert list(table["arm"].unique()) == list(ARMS)
 
 
 def test_kept_weights_are_the_tickets(levels: Level) -> None:
     table = evaluate.distribute_weights(Path("models/p50")).set_index("layer")
-    kept = [int(mask[2:4].sum()) for mask in levels.masks]
+    kept = [int(mask[2:4].sum()) for mask in levels.masks.weights]
     assert [table.loc[layer, "start"].sum() for layer in (0, 1)] == kept
-    first, mask = levels.trained.final.weights[0][2:4], levels.masks[0][2:4]
+    first, mask = levels.trained.final.weights[0][2:4], levels.masks.weights[0][2:4]
     low, high = table.loc[0, ["low", "high"]].to_numpy()[60]
     inside = (first >= low) & (first < high) & mask
     assert table.loc[0, "end"].iloc[60] == int(inside.sum())
@@ -101,7 +112,7 @@ def test_a_level_without_tickets_has_no_distribution(levels: Level) -> None:
 
 def test_a_level_without_twins_has_no_barriers(levels: Level, make_split: Callable[..., Split]) -> None:
     split = make_split(3, 1, 6, 4)
-    images = Examples(split.train, split.scaling), 1
+    images = _examples(split.train, split), 1
     assert load_twins(Path("models/p50")) is None
     assert evaluate.measure_barriers(Path("models/p50"), images, images) is None
 
@@ -110,9 +121,9 @@ def test_barriers_are_between_the_final_networks_of_an_arm_and_their_twins(
     levels: Level, make_split: Callable[..., Split], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     twins = _noise(4, 5)
-    monkeypatch.setattr(evaluate, "load_twins", lambda folder: (("ticket", "reinit"), twins))
+    monkeypatch.setattr(evaluate, "load_twins", lambda folder: (Rows(("ticket", "reinit"), SEEDS), twins))
     split = make_split(200, 150, 6, 4)
-    test, train = ((Examples(part, split.scaling), 1) for part in (split.validation, split.train))
+    test, train = ((_examples(part, split), 1) for part in (split.validation, split.train))
     table = evaluate.measure_barriers(Path("models/p50"), test, train)
     final = stack([levels.trained.final.rows(slice(2, 4)), levels.trained.final.rows(slice(4, 6))])
     assert list(zip(table["arm"], table["seed"], strict=True)) == [

@@ -6,7 +6,6 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import get_args
 
 import matplotlib
 import numpy as np
@@ -18,18 +17,21 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from PIL import Image
 
-from lottery import LotteryError, figures, mask_figures
-from lottery.artifacts import save_level
-from lottery.connectivity import BARRIERS
-from lottery.drawing import LOOKS, Results
-from lottery.experiment import Level
-from lottery.figures import FIGURES, save_figures
-from lottery.mask_figures import save_mask_picture
-from lottery.network import Parameters
-from lottery.params import Arm
+from lottery import LotteryError
+from lottery.core.arms import ARMS as EVERY_ARM
+from lottery.core.arms import Rows
+from lottery.core.experiment import Level
+from lottery.core.layout import perceptron
+from lottery.core.stack import Stack, everything
+from lottery.core.training import History, Trained
+from lottery.evaluation.connectivity import BARRIERS
+from lottery.evaluation.statistics import early_stopping, summarize
+from lottery.files.artifacts import save_level
+from lottery.report import figures, mask_figures
+from lottery.report.drawing import LOOKS, Results
+from lottery.report.figures import FIGURES, save_figures
+from lottery.report.mask_figures import save_mask_picture
 from lottery.stages import plot
-from lottery.statistics import early_stopping, summarize
-from lottery.training import History, Trained
 
 CHAIN = {"p40": ("dense", 0.4), "p60": ("p40", 0.6), "p90": ("p60", 0.9)}
 ONE_SHOT = {"o90": ("dense", 0.9), "o60": ("dense", 0.6)}
@@ -200,7 +202,7 @@ def test_every_figure_that_compares_arms_names_them_all(name: str) -> None:
 
 
 def test_every_arm_has_a_look_of_its_own() -> None:
-    arms = ("dense", *get_args(Arm))
+    arms = ("dense", *EVERY_ARM)
     assert set(arms) <= set(LOOKS)
     assert len({LOOKS[arm].color for arm in arms}) == len(arms)
 
@@ -548,11 +550,13 @@ def test_a_mask_that_keeps_nothing_has_a_picture(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("arms", [("random", "ticket"), ("random", "reinit"), ("small-dense", "lr-rewind")])
 def test_connections_are_those_of_the_tickets_mask(arms: tuple[str, ...], workspace: Path) -> None:
-    masks = torch.rand(4, 9, 5, generator=torch.Generator().manual_seed(0)) < 0.5
-    weights = Parameters.zeros(4, (9, 5))
+    kept = torch.rand(4, 9, 5, generator=torch.Generator().manual_seed(0)) < 0.5
+    weights, masks = Stack.zeros(4, perceptron((9, 5))), everything(4, perceptron((9, 5)))
+    masks.weights[0].copy_(kept)
     histories = (History([0], *(torch.zeros(1).double() for _ in range(3))),) * 4
-    save_level(Level((0.5,), arms, (0, 1), weights, (masks,), Trained(weights, weights, histories)), Path("models/p50"))
-    expected = (masks[2].sum(dim=1) + masks[3].sum(dim=1)) / 2
+    trained = Trained(weights, weights, histories)
+    save_level(Level((0.5,), Rows(arms, (0, 1)), weights, masks, trained), Path("models/p50"))
+    expected = (kept[2].sum(dim=1) + kept[3].sum(dim=1)) / 2
     assert plot.load_connections(Path("models/p50")).tolist() == expected.tolist()
 
 

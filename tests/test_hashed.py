@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from clones import SMALL, Clone, said
 from stores import PATIENCE, stage
 
 from lottery import LotteryError
-from lottery.artifacts import load_history
+from lottery.files.artifacts import load_history
 from lottery.params import Params
 from lottery.stages.hashed import check_unchanged, inputs
 from lottery.stages.levels import check_level
@@ -25,7 +25,7 @@ from lottery.stages.levels import check_level
 ROOT = Path(__file__).parent.parent
 SOURCES = ROOT / "src"
 
-# modules that stages import and that are no deps, because they decide no byte of an output
+# modules that stages import and that need not be deps, because they decide no byte of an output
 NO_DEPS = {
     "lottery": "the error that is one line",
     "lottery.params": "says whether a stage may run; the values go through it unchanged, and `plan` has what they mean",
@@ -33,15 +33,16 @@ NO_DEPS = {
     "lottery.stages.hashed": "says whether a stage may run",
     "lottery.stages.progress": "says how far a stage is",
     "lottery.stages.levels": "says whether a stage may run",
-    "lottery.workplace": "moves files, whatever is in them",
+    "lottery.files.workplace": "moves files, whatever is in them",
     "lottery.tracking": "shows outputs in MLflow",
 }
 # those that `download` alone does without: it would fetch what it has again
 NOT_OF_DOWNLOAD = {
-    "lottery.images": "loading, which later stages do",
-    "lottery.randomness": "the split, which later stages draw",
+    "lottery.core.images": "loading, which later stages do",
+    "lottery.core.randomness": "the split, which later stages draw",
     "lottery.plan": "gives the file's name alone, which is an output in dvc.yaml",
 }
+STAGES = ("download", "train", "prune", "evaluate", "plot")
 
 
 def _file(module: str) -> Path | None:
@@ -66,24 +67,55 @@ def _imported(module: str) -> set[str]:
     return {name for name in found if name.partition(".")[0] == "lottery" and _file(name)}
 
 
-def _closure(module: str) -> set[str]:
+def _closure(module: str, without: Collection[str] = NO_DEPS.keys()) -> set[str]:
     """A stage's module and all that it imports, but for what is no dep and imports for MLflow alone."""
     found, waiting = set(), [module]
     while waiting:
         each = waiting.pop()
-        if each not in found and each not in NO_DEPS and not each.startswith("lottery.tracking."):
+        if each not in found and each not in without and not each.startswith("lottery.tracking."):
             found.add(each)
             waiting += _imported(each)
     return found
 
 
-@pytest.mark.parametrize("stage", ["download", "train", "prune", "evaluate", "plot"])
-def test_a_stages_deps_are_the_modules_that_it_imports(stage: str) -> None:
+def _decisive(stage: str) -> set[Path]:
+    """The sources of the modules that decide a stage's bytes."""
+    if stage == "download":
+        modules = _closure("lottery.stages.download") - NOT_OF_DOWNLOAD.keys()
+    else:
+        modules = _closure(f"lottery.stages.{stage}") | _closure("lottery.plan")  # which `params`, left out, imports
+    return {file for file in map(_file, modules) if file}
+
+
+def _sources(stage: str) -> set[Path]:
+    """The files and folders under src/ that dvc.yaml lists for a stage."""
     entry = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"][stage]
-    deps = {dep for dep in entry.get("do", entry)["deps"] if dep.startswith("src/") and dep.endswith(".py")}
-    modules = {"lottery.plan"} | _closure(f"lottery.stages.{stage}")  # `params`, which is left out, imports `plan`
-    modules -= NOT_OF_DOWNLOAD.keys() if stage == "download" else set()
-    assert deps == {str(file.relative_to(ROOT)) for file in map(_file, modules) if file}
+    return {ROOT / dep for dep in entry.get("do", entry)["deps"] if dep.startswith("src/")}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stages_deps_hold_all_modules_that_it_imports(stage: str) -> None:
+    deps = _sources(stage)
+    assert {file for file in _decisive(stage) if not deps & {file, *file.parents}} == set()
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_imports_each_of_its_deps_or_a_module_in_it(stage: str) -> None:
+    used = {path for file in _decisive(stage) for path in (file, *file.parents)}
+    assert {dep for dep in _sources(stage) if dep not in used} == set()
+
+
+def test_the_reports_template_is_a_dep_of_plot_and_of_no_other_stage() -> None:
+    (template,) = SOURCES.rglob("*.j2")
+    assert [stage for stage in STAGES if _sources(stage) & {template, *template.parents}] == ["plot"]
+
+
+@pytest.mark.parametrize("module", [*NO_DEPS, *NOT_OF_DOWNLOAD])
+def test_a_module_that_is_said_to_decide_nothing_is_imported_by_a_stage_without_it_as_a_dep(module: str) -> None:
+    file = _file(module)
+    assert file, module
+    importing = [stage for stage in STAGES if module in _closure(f"lottery.stages.{stage}", without=())]
+    assert [stage for stage in importing if not _sources(stage) & {file, *file.parents}]
 
 
 # --- in which folder a stage runs ------------------------------------------------------------------------------------
@@ -91,9 +123,9 @@ def test_a_stages_deps_are_the_modules_that_it_imports(stage: str) -> None:
 
 def _keep_the_smallest(folder: Path) -> None:
     """Change a source so that `prune@p50` leaves other bytes."""
-    source = folder / "src/lottery/pruning.py"
+    source = folder / "src/lottery/core/pruning.py"
     text = source.read_text()
-    changed = text.replace("return tuple(weight.abs() for weight in", "return tuple(-weight.abs() for weight in")
+    changed = text.replace("Stack(evidence.trained.flat.abs(), ", "Stack(-evidence.trained.flat.abs(), ")
     assert changed != text
     source.write_text(changed)
 
@@ -232,8 +264,16 @@ def _line(process: psutil.Process) -> str:
         return ""
 
 
-@pytest.mark.parametrize("what", ["params.yaml", "src/lottery/schedules.py"])
-def test_what_changes_while_a_stage_runs_is_not_recorded_for_it(clone: Clone, what: str) -> None:
+@pytest.mark.parametrize(
+    ("what", "told"),
+    [
+        ("params.yaml", "params.yaml: train"),
+        ("src/lottery/plan.py", "src/lottery/plan.py"),
+        ("src/lottery/core/networks/perceptron.py", "src/lottery/core"),
+    ],
+    ids=["a parameter", "a file", "a file in a folder"],
+)
+def test_what_changes_while_a_stage_runs_is_not_recorded_for_it(clone: Clone, what: str, told: str) -> None:
     clone.change(train=SMALL["train"] | {"epochs": 40})
     lock = (clone.folder / "dvc.lock").read_bytes()
     process, train = _begin(clone, "dvc", "repro", "train")
@@ -245,8 +285,7 @@ def test_what_changes_while_a_stage_runs_is_not_recorded_for_it(clone: Clone, wh
                 source.write("\n# changed\n")
     output = "".join(process.communicate(timeout=PATIENCE))
     assert process.returncode != 0
-    assert f"{what}: " in output
-    assert "changed while train ran" in output
+    assert f"{told}: changed while train ran" in output
     assert "Traceback" not in output
     assert (clone.folder / "dvc.lock").read_bytes() == lock
     assert "train" in clone.repro("train")
@@ -257,7 +296,7 @@ def test_what_a_stage_does_not_depend_on_may_change_while_it_runs(clone: Clone) 
     process, train = _begin(clone, "dvc", "repro", "train")
     with _paused(train):
         clone.change(run={"threads": 1}, verdict={"margin": 0.3, "speed_margin": 1.25})
-        with (clone.folder / "src/lottery/figures.py").open("a") as source:
+        with (clone.folder / "src/lottery/report/figures.py").open("a") as source:
             source.write("\n# changed\n")
     output = "".join(process.communicate(timeout=PATIENCE))
     assert process.returncode == 0, output
@@ -318,6 +357,45 @@ def test_a_value_that_no_schema_takes_is_an_input_too(workspace: Path) -> None:
         check_unchanged("../dvc.yaml:train", before)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda core: (core / "networks/perceptron.py").write_text("one = 2\n"),
+        lambda core: (core / "networks/page.html.j2").write_text("<p>\n"),
+        lambda core: (core / "later.py").write_text(""),
+        lambda core: (core / "arms.py").unlink(),
+        lambda core: (core / "arms.py").rename(core / "networks/arms.py"),
+        lambda core: shutil.rmtree(core),
+    ],
+    ids=["changed", "changed, no Python", "new", "removed", "moved", "all removed"],
+)
+def test_a_folder_of_sources_is_an_input_with_all_files_in_it(
+    workspace: Path, change: Callable[[Path], object]
+) -> None:
+    (workspace / "dvc.yaml").write_text("stages: {train: {deps: [data/digits.safetensors, src/core]}}")
+    core = workspace / "src/core"
+    (core / "networks").mkdir(parents=True)
+    (core / "arms.py").write_text("")
+    (core / "networks/perceptron.py").write_text("one = 1\n")
+    (core / "networks/page.html.j2").write_text("")
+    before = inputs("train")
+    assert before.keys() == {"src/core"}
+    check_unchanged("train", before)
+    change(core)
+    with pytest.raises(LotteryError, match=r"^src/core: changed while train ran"):
+        check_unchanged("train", before)
+
+
+def test_what_python_compiles_in_a_folder_of_sources_while_a_stage_runs_is_no_change(workspace: Path) -> None:
+    (workspace / "dvc.yaml").write_text("stages: {train: {deps: [src/core]}}")
+    cache = workspace / "src/core/networks/__pycache__"
+    cache.mkdir(parents=True)
+    (workspace / "src/core/arms.py").write_text("")
+    before = inputs("train")
+    (cache / "perceptron.cpython-311.pyc").write_bytes(b"1")
+    check_unchanged("train", before)
+
+
 @pytest.mark.slow
 def test_a_stage_that_runs_already_in_this_folder_is_not_started_again(clone: Clone) -> None:
     _long(clone)
@@ -335,7 +413,7 @@ def test_a_stage_that_runs_already_in_this_folder_is_not_started_again(clone: Cl
     [
         ("train", {"seeds": [0, 1, 2]}, "seeds 0, 1, but params.yaml asks for 0, 1, 2"),
         ("train", {"epochs": 5}, "last iteration 84, but params.yaml asks for 105"),
-        ("network", {"hidden": [32, 15]}, "sizes 64, 32, 16, 10, but params.yaml asks for 64, 32, 15, 10"),
+        ("network", {"hidden": [32, 15]}, "network 64-32-16-10, but params.yaml asks for 64-32-15-10"),
         ("prune", {"arms": ["ticket"]}, "arms ticket, reinit, random, but params.yaml asks for ticket"),
         ("levels", {"p50": {"sparsity": 0.4, "parent": "dense"}}, "path 0.5, but params.yaml asks for 0.4"),
     ],

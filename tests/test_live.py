@@ -16,9 +16,10 @@ def test_every_evaluation_is_seen_once_with_its_own_iteration(monkeypatch: pytes
     monkeypatch.setattr(StageRun, "connect", lambda self: None)
     run = StageRun(load(ROOT / "params.yaml"), "p40")
     history = torch.arange(24, dtype=torch.float64).reshape(3, 2, 4)  # curves, networks, evaluations
-    group = SimpleNamespace(first=5, history=history, recipe=SimpleNamespace(evaluations=[0, 250, 500, 600]))
+    task = SimpleNamespace(recipe=SimpleNamespace(evaluations=[0, 250, 500, 600]))
     for evaluated in (1, 3, 3, 4):
-        run.watch(SimpleNamespace(**vars(group), evaluated=torch.tensor([evaluated])))
+        state = SimpleNamespace(history=history, evaluated=torch.tensor([evaluated]))
+        run.watch(SimpleNamespace(first=5, task=task, state=state))
     seen = [run._seen.get() for _ in range(run._seen.qsize())]
     assert [(first, iteration) for first, iteration, _ in seen] == [(5, 0), (5, 250), (5, 500), (5, 600)]
     for place, (_, _, values) in enumerate(seen):

@@ -1,26 +1,31 @@
 """R multilayer perceptrons as one: what they start from, what they say, and their gradients."""
 
+import json
 import math
 from itertools import pairwise
 
 import pytest
 import torch
+from conftest import random_masks
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Generator, Tensor
 from torch.nn.functional import cross_entropy
 
-from lottery.images import CHUNK, Examples, Images, Scaling
-from lottery.network import (
-    CACHE_LINE,
+from lottery.core.families import accuracy, score
+from lottery.core.images import CHUNK, Images, Scaling
+from lottery.core.layout import CACHE_LINE, described, description, perceptron
+from lottery.core.networks.perceptron import (
+    Examples,
     Gradients,
-    Parameters,
-    accuracy,
-    initialize,
-    log_probabilities,
-    score,
-    stack,
+    Perceptron,
+    blank,
+    by_use,
+    ends,
+    rearranged,
+    rearranged_networks,
 )
+from lottery.core.stack import Stack, initialize, stack
 
 sizes_of_networks = st.tuples(st.integers(1, 24), st.lists(st.integers(1, 24), max_size=3), st.integers(2, 10)).map(
     lambda drawn: (drawn[0], *drawn[1], drawn[2])
@@ -33,9 +38,9 @@ def _generator(seed: int = 0) -> Generator:
     return Generator().manual_seed(seed)
 
 
-def _noise(networks: int, sizes: tuple[int, ...], draws: Generator) -> Parameters:
+def _noise(networks: int, sizes: tuple[int, ...], draws: Generator) -> Stack:
     """Networks whose weights and biases are all other numbers, of a size that keeps the classes in doubt."""
-    parameters = Parameters.zeros(networks, sizes)
+    parameters = Stack.zeros(networks, perceptron(sizes))
     for weight, bias in zip(parameters.weights, parameters.biases, strict=True):
         weight.normal_(0, math.sqrt(2 / sum(weight.shape[1:])), generator=draws)
         bias.normal_(0, 0.1, generator=draws)
@@ -49,7 +54,7 @@ def _images(count: int, sizes: tuple[int, ...], draws: Generator) -> Images:
     return Images(pixels, torch.randint(sizes[-1], (count,), generator=draws))
 
 
-def _pieces(parameters: Parameters) -> tuple[Tensor, ...]:
+def _pieces(parameters: Stack) -> tuple[Tensor, ...]:
     return parameters.weights + parameters.biases
 
 
@@ -60,15 +65,37 @@ def _pieces(parameters: Parameters) -> tuple[Tensor, ...]:
 def test_weights_and_biases_are_views_of_one_buffer_that_begin_on_cache_lines_and_do_not_overlap(
     sizes: tuple[int, ...], networks: int
 ) -> None:
-    parameters = Parameters.zeros(networks, sizes)
+    parameters = Stack.zeros(networks, perceptron(sizes))
     for number, piece in enumerate(_pieces(parameters), start=1):
         assert all(row.storage_offset() % CACHE_LINE == 0 for row in piece)
         piece.fill_(number)
     assert [tuple(weight.shape) for weight in parameters.weights] == [(networks, n, m) for n, m in pairwise(sizes)]
-    assert [tuple(bias.shape) for bias in parameters.biases] == [(networks, 1, m) for m in sizes[1:]]
+    assert [tuple(bias.shape) for bias in parameters.biases] == [(networks, m) for m in sizes[1:]]
     for number, piece in enumerate(_pieces(parameters), start=1):
         assert (piece == number).all()
         assert int((parameters.flat == number).sum()) == piece.numel()
+
+
+@given(sizes_of_networks)
+def test_a_layouts_pieces_begin_on_cache_lines_and_follow_each_other(sizes: tuple[int, ...]) -> None:
+    layout = perceptron(sizes)
+    *starts, length = layout.starts
+    assert all(place % CACHE_LINE == 0 for place in layout.starts)
+    for piece, start, end in zip(layout.pieces, starts, [*starts[1:], length], strict=True):
+        assert 0 <= end - start - piece.size < CACHE_LINE
+    assert [piece.shape for piece in layout.weights] == [*pairwise(sizes)]
+    assert [piece.shape for piece in layout.biases] == [(units,) for units in sizes[1:]]
+    assert [piece.layer for piece in layout.weights] == [piece.layer for piece in layout.biases]
+    assert [piece.kind for piece in layout.weights] == ["hidden"] * (len(sizes) - 2) + ["output"]
+    assert layout.prunable == sum(n * m for n, m in pairwise(sizes))
+
+
+@given(sizes_of_networks)
+def test_a_layout_is_what_its_description_in_json_describes(sizes: tuple[int, ...]) -> None:
+    layout = perceptron(sizes)
+    again = described(**json.loads(json.dumps(description(layout))))
+    assert again == layout
+    assert (hash(again), again.shown) == (hash(layout), "-".join(map(str, sizes)))
 
 
 def test_rows_of_a_slice_are_views_and_rows_of_a_list_are_copies() -> None:
@@ -91,12 +118,11 @@ def test_a_stack_holds_all_networks_in_their_order() -> None:
 
 @given(sizes_of_networks, seeds)
 def test_a_masked_copy_is_zero_where_pruned_and_the_same_elsewhere(sizes: tuple[int, ...], seed: int) -> None:
-    draws = _generator(seed)
-    parameters = _noise(2, sizes, draws)
+    parameters = _noise(2, sizes, _generator(seed))
     before = parameters.clone()
-    masks = tuple(torch.rand(weight.shape, generator=draws) < 0.5 for weight in parameters.weights)
+    masks = random_masks(2, parameters.layout, 0.5, seed)
     masked = parameters.masked(masks)
-    for weight, mask, original in zip(masked.weights, masks, before.weights, strict=True):
+    for weight, mask, original in zip(masked.weights, masks.weights, before.weights, strict=True):
         assert torch.equal(weight, torch.where(mask, original, 0.0))
     for bias, original in zip(masked.biases, before.biases, strict=True):
         assert torch.equal(bias, original)
@@ -107,7 +133,7 @@ def test_a_masked_copy_is_zero_where_pruned_and_the_same_elsewhere(sizes: tuple[
 
 
 def test_glorot_normal_weights_are_normal_with_variance_2_over_in_plus_out() -> None:
-    parameters = initialize((784, 300, 100, 10), "glorot-normal", [_generator(seed) for seed in range(3)])
+    parameters = initialize(perceptron((784, 300, 100, 10)), "glorot-normal", [_generator(seed) for seed in range(3)])
     for weight in parameters.weights:
         variance = 2 / (weight.shape[1] + weight.shape[2])
         several_errors = 4 / math.sqrt(weight.numel())
@@ -119,12 +145,12 @@ def test_glorot_normal_weights_are_normal_with_variance_2_over_in_plus_out() -> 
 
 @given(sizes_of_networks, seeds)
 def test_glorot_normal_biases_are_zero(sizes: tuple[int, ...], seed: int) -> None:
-    assert all((bias == 0).all() for bias in initialize(sizes, "glorot-normal", [_generator(seed)]).biases)
+    assert all((bias == 0).all() for bias in initialize(perceptron(sizes), "glorot-normal", [_generator(seed)]).biases)
 
 
 def test_kaiming_uniform_is_uniform_within_the_bounds_of_pytorchs_linear_layer() -> None:
     sizes = (784, 300, 100, 10)
-    parameters = initialize(sizes, "kaiming-uniform", [_generator(seed) for seed in range(3)])
+    parameters = initialize(perceptron(sizes), "kaiming-uniform", [_generator(seed) for seed in range(3)])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         linear = [[torch.nn.Linear(n, m) for _ in range(3)] for n, m in pairwise(sizes)]
@@ -143,7 +169,7 @@ def test_kaiming_uniform_is_uniform_within_the_bounds_of_pytorchs_linear_layer()
 
 def test_kaiming_normal_weights_are_normal_with_variance_2_over_in_and_biases_are_pytorchs() -> None:
     sizes = (784, 300, 100, 10)
-    parameters = initialize(sizes, "kaiming-normal", [_generator(seed) for seed in range(3)])
+    parameters = initialize(perceptron(sizes), "kaiming-normal", [_generator(seed) for seed in range(3)])
     for weight, bias, inputs in zip(parameters.weights, parameters.biases, sizes[:-1], strict=True):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
@@ -162,9 +188,9 @@ def test_kaiming_normal_weights_are_normal_with_variance_2_over_in_and_biases_ar
 def test_a_networks_initialization_depends_on_its_own_generator_alone(
     scheme: str, sizes: tuple[int, ...], its_seeds: list[int]
 ) -> None:
-    together = initialize(sizes, scheme, [_generator(seed) for seed in its_seeds])
+    together = initialize(perceptron(sizes), scheme, [_generator(seed) for seed in its_seeds])
     for row, seed in enumerate(its_seeds):
-        alone = initialize(sizes, scheme, [_generator(seed)])
+        alone = initialize(perceptron(sizes), scheme, [_generator(seed)])
         assert torch.equal(together.flat[row], alone.flat[0])
 
 
@@ -173,12 +199,12 @@ def test_rearranged_networks_say_the_same_of_rearranged_images(sizes: tuple[int,
     draws = _generator(seed)
     parameters, images = _noise(2, sizes, draws), _images(9, sizes, draws)
     order = torch.randperm(sizes[0], generator=draws)
-    rearranged = parameters.rearranged(order)
-    assert torch.equal(rearranged.rearranged(order.argsort()).flat, parameters.flat)
+    networks = rearranged_networks(parameters, order)
+    assert torch.equal(rearranged_networks(networks, order.argsort()).flat, parameters.flat)
     for r in range(2):
-        ours = SCALING(images.rearranged(order).pixels) @ rearranged.weights[0][r]
+        ours = SCALING(rearranged(images, order).pixels) @ networks.weights[0][r]
         torch.testing.assert_close(ours, SCALING(images.pixels) @ parameters.weights[0][r], rtol=1e-4, atol=1e-4)
-    for piece, before in zip(_pieces(rearranged)[1:], _pieces(parameters)[1:], strict=True):
+    for piece, before in zip(_pieces(networks)[1:], _pieces(parameters)[1:], strict=True):
         assert torch.equal(piece, before)
 
 
@@ -242,7 +268,7 @@ def test_the_padding_between_gradients_is_zero(sizes: tuple[int, ...], networks:
 
 
 def test_a_network_that_is_wrong_beyond_doubt_has_finite_gradients_and_loss() -> None:
-    parameters = Parameters.zeros(1, (1, 2))
+    parameters = Stack.zeros(1, perceptron((1, 2)))
     parameters.weights[0][0] = torch.tensor([[1000.0, -1000.0]])
     backward, log_likelihoods = Gradients(parameters, 2), torch.empty(1, 2, 1)
     backward.inputs.fill_(1)
@@ -259,11 +285,11 @@ def test_a_network_that_is_wrong_beyond_doubt_has_finite_gradients_and_loss() ->
 def test_an_image_ends_with_its_last_used_pixel_in_the_order_of_how_many_use_them() -> None:
     pixels = torch.tensor([[0, 9, 0, 7, 0], [0, 0, 0, 1, 0], [5, 0, 0, 3, 0], [0, 0, 0, 0, 0], [0, 0, 0, 0, 255]])
     images = Images(pixels.to(torch.uint8), torch.zeros(5, dtype=torch.int64))
-    assert images.ends.tolist() == [4, 4, 4, 0, 5]
-    order = images.by_use()
+    assert ends(images).tolist() == [4, 4, 4, 0, 5]
+    order = by_use(images)
     assert order.tolist() == [3, 0, 1, 4, 2]
-    assert images.rearranged(order).ends.tolist() == [3, 1, 2, 0, 4]
-    assert SCALING.blank == float(SCALING(images.pixels)[3, 0])
+    assert ends(rearranged(images, order)).tolist() == [3, 1, 2, 0, 4]
+    assert blank(SCALING) == float(SCALING(images.pixels)[3, 0])
 
 
 def test_examples_are_chunks_of_the_images_without_the_pixels_that_none_of_a_chunk_uses() -> None:
@@ -287,7 +313,7 @@ def test_images_without_a_single_used_pixel_are_measured_by_the_biases_and_the_b
     parameters = _noise(1, (3, 2), _generator())
     examples = Examples(Images(torch.zeros(2, 3, dtype=torch.uint8), torch.tensor([0, 1])), SCALING)
     expected = SCALING(torch.zeros(2, 3)) @ parameters.weights[0][0] + parameters.biases[0][0]
-    torch.testing.assert_close(log_probabilities(parameters, examples)[0], expected.log_softmax(dim=1))
+    torch.testing.assert_close(Perceptron().log_probabilities(parameters, examples)[0], expected.log_softmax(dim=1))
 
 
 @settings(max_examples=12)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from lottery import LotteryError
+from lottery.core.layout import perceptron
 from lottery.params import RECORDED, Params, load, parse, read
 from lottery.plan import TRAINING_IMAGES
 
@@ -71,9 +72,9 @@ def test_the_default_file_is_valid() -> None:
 
 
 def test_the_data_set_decides_the_file_and_the_number_of_inputs() -> None:
-    assert load_text(DEFAULT).sizes == (784, 300, 100, 10)
+    assert load_text(DEFAULT).layout == perceptron((784, 300, 100, 10))
     digits = load_text(default_with(("name: mnist", "name: digits")))
-    assert digits.sizes == (64, 300, 100, 10)
+    assert digits.layout == perceptron((64, 300, 100, 10))
     assert digits.data_file == Path("data/digits.safetensors")
 
 

@@ -32,7 +32,7 @@ def test_changing_the_arms_runs_the_levels_but_not_train(clone: Clone) -> None:
 
 
 def test_changing_a_figures_code_runs_plot_alone(clone: Clone) -> None:
-    with (clone.folder / "src/lottery/figures.py").open("a") as code:
+    with (clone.folder / "src/lottery/report/figures.py").open("a") as code:
         code.write("\n# another colour\n")
     assert clone.repro() == ["plot"]
 

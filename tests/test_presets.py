@@ -10,6 +10,7 @@ import pytest
 from clones import IDENTITY, ROOT
 
 from lottery.cli import main
+from lottery.core.layout import perceptron
 from lottery.params import load
 from lottery.presets import levels
 
@@ -62,7 +63,7 @@ def test_the_papers_presets_are_the_papers(name: str, rounds: int, iterations: i
 
 def test_the_one_shot_preset_is_the_widely_copied_experiment() -> None:
     p = load(ROOT / "presets/one-shot.yaml")
-    assert (p.sizes, p.network.initialization) == ((784, 300, 100, 10), "kaiming-uniform")
+    assert (p.layout, p.network.initialization) == (perceptron((784, 300, 100, 10)), "kaiming-uniform")
     assert (p.train.optimizer, p.train.learning_rate, p.train.batch_size) == ("adam", 0.001, 64)
     assert (p.train.epochs, p.train.seeds, p.every_arm) == (5, (0,), ("ticket",))
     assert {level.parent for level in p.levels.values()} == {"dense"}

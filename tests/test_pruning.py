@@ -6,24 +6,23 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
 
-from lottery.experiment import Pruning, prune
-from lottery.images import Images, Scaling, Split
-from lottery.network import Masks, Parameters, initialize
-from lottery.pruning import (
+from lottery.core.experiment import Pruning, prune
+from lottery.core.images import Images, Scaling, Split
+from lottery.core.layout import perceptron
+from lottery.core.pruning import (
     CRITERIA,
     Evidence,
     Scores,
     density,
-    everything,
     keep_highest,
     prune_globally,
     prune_layers,
     weights_kept,
 )
+from lottery.core.stack import Masks, Stack, everything, initialize
 
-LENET = (784, 300, 100, 10)
+LENET = perceptron((784, 300, 100, 10))
 
 seeds = st.integers(0, 2**32 - 1)
 sizes_of_networks = st.tuples(st.integers(1, 12), st.lists(st.integers(1, 12), max_size=2), st.integers(2, 10)).map(
@@ -33,10 +32,10 @@ sparsities = st.one_of(st.sampled_from([0.0, 0.2, 0.5, 0.999999]), st.floats(0, 
 paths = st.lists(sparsities, min_size=1, max_size=4, unique=True).map(lambda path: tuple(sorted(path)))
 
 
-def _trained(networks: int, sizes: tuple[int, ...], seed: int, values: int | None = None) -> Parameters:
+def _trained(networks: int, sizes: tuple[int, ...], seed: int, values: int | None = None) -> Stack:
     """Trained weights; where ``values`` is given, integers up to it of both signs: full of ties and zeros."""
     draws = torch.Generator().manual_seed(seed)
-    parameters = Parameters.zeros(networks, sizes)
+    parameters = Stack.zeros(networks, perceptron(sizes))
     for piece in parameters.weights + parameters.biases:
         if values is None:
             piece.normal_(generator=draws)
@@ -49,18 +48,18 @@ NOTHING = Images(torch.zeros(0, 0, dtype=torch.uint8), torch.zeros(0, dtype=torc
 NO_IMAGES = Split(NOTHING, NOTHING, Scaling(0.0, 1.0))
 
 
-def _prune(trained: Parameters, masks: Masks, path: tuple[float, ...], pruning: Pruning) -> Masks:
+def _prune(trained: Stack, masks: Masks, path: tuple[float, ...], pruning: Pruning) -> Masks:
     return prune(Evidence(trained, trained, range(len(trained)), path, NO_IMAGES), masks, pruning)
 
 
-def magnitude(trained: Parameters) -> Scores:
+def magnitude(trained: Stack) -> Scores:
     evidence = Evidence(trained, trained, range(len(trained)), (), NO_IMAGES)
-    return CRITERIA["magnitude"](evidence, everything(len(trained), trained.sizes))
+    return CRITERIA["magnitude"](evidence, everything(len(trained), trained.layout))
 
 
-def _chain(trained: Parameters, path: tuple[float, ...], pruning: Pruning) -> list[Masks]:
+def _chain(trained: Stack, path: tuple[float, ...], pruning: Pruning) -> list[Masks]:
     """The masks of the dense networks and of each level on the path, always by these trained weights."""
-    chain = [everything(len(trained), trained.sizes)]
+    chain = [everything(len(trained), trained.layout)]
     for length in range(1, len(path) + 1):
         chain.append(_prune(trained.masked(chain[-1]), chain[-1], path[:length], pruning))
     return chain
@@ -93,28 +92,28 @@ def test_of_the_weights_that_the_parent_keeps_the_highest_scores_are_kept_and_ti
 
 
 def test_equal_weights_are_pruned_from_the_end() -> None:
-    trained = Parameters.zeros(1, (2, 4))
+    trained = Stack.zeros(1, perceptron((2, 4)))
     trained.weights[0][0] = torch.tensor([[0.5, -0.5, 0.5, 0.5], [-0.5, 0.5, 0.0, 0.5]])
-    (kept,) = prune_globally(magnitude(trained), everything(1, (2, 4)), 0.5)
+    (kept,) = prune_globally(magnitude(trained), everything(1, trained.layout), 0.5).weights
     assert kept[0].tolist() == [[True, True, True, True], [False, False, False, False]]
-    (kept,) = prune_globally(magnitude(trained), everything(1, (2, 4)), 0.25)
+    (kept,) = prune_globally(magnitude(trained), everything(1, trained.layout), 0.25).weights
     assert kept[0].tolist() == [[True, True, True, True], [True, True, False, False]]
 
 
 def test_with_global_scope_equal_weights_are_pruned_from_the_last_layer() -> None:
-    trained = Parameters.zeros(1, (2, 2, 2))
+    trained = Stack.zeros(1, perceptron((2, 2, 2)))
     for weight in trained.weights:
         weight.fill_(-1.0)
-    hidden, output = prune_globally(magnitude(trained), everything(1, trained.sizes), 0.25)
+    hidden, output = prune_globally(magnitude(trained), everything(1, trained.layout), 0.25).weights
     assert hidden.all()
     assert output[0].tolist() == [[True, True], [False, False]]
 
 
 def test_the_sign_of_a_weight_and_the_biases_do_not_matter() -> None:
-    trained = Parameters.zeros(1, (2, 2))
+    trained = Stack.zeros(1, perceptron((2, 2)))
     trained.weights[0][0] = torch.tensor([[-3.0, 1.0], [2.0, -4.0]])
     trained.biases[0].fill_(100.0)
-    (kept,) = prune_globally(magnitude(trained), everything(1, (2, 2)), 0.5)
+    (kept,) = prune_globally(magnitude(trained), everything(1, trained.layout), 0.5).weights
     assert kept[0].tolist() == [[True, False], [False, True]]
 
 
@@ -127,7 +126,7 @@ def test_no_pruned_weight_was_larger_than_a_kept_one(
     for parent, masks in pairwise(_chain(trained, path, pruning)):
         for row in range(2):
             sizes_of_kept, sizes_of_pruned = [], []
-            for weight, before, after in zip(trained.weights, parent, masks, strict=True):
+            for weight, before, after in zip(trained.weights, parent.weights, masks.weights, strict=True):
                 sizes_of_kept.append(weight[row][after[row]].abs())
                 sizes_of_pruned.append(weight[row][before[row] & ~after[row]].abs())
             if pruning.scope == "global":
@@ -142,10 +141,10 @@ def test_a_tickets_mask_is_a_subset_of_its_parents(
     pruning: Pruning, sizes: tuple[int, ...], path: tuple[float, ...], seed: int
 ) -> None:
     # a level's own trained weights may rank otherwise than its parent's did
-    masks = everything(2, sizes)
+    masks = everything(2, perceptron(sizes))
     for length in range(1, len(path) + 1):
         child = _prune(_trained(2, sizes, seed + length, values=2), masks, path[:length], pruning)
-        assert all(not (after & ~before).any() for before, after in zip(masks, child, strict=True))
+        assert not (child.flat & ~masks.flat).any()
         masks = child
 
 
@@ -155,10 +154,10 @@ def test_a_networks_mask_depends_on_its_own_weights_alone(
     pruning: Pruning, sizes: tuple[int, ...], sparsity: float, seed: int
 ) -> None:
     trained = _trained(4, sizes, seed, values=3)
-    together = _prune(trained, everything(4, sizes), (sparsity,), pruning)
+    together = _prune(trained, everything(4, perceptron(sizes)), (sparsity,), pruning)
     for row in range(4):
-        alone = _prune(trained.rows([row]), everything(1, sizes), (sparsity,), pruning)
-        assert all(torch.equal(a[0], b[row]) for a, b in zip(alone, together, strict=True))
+        alone = _prune(trained.rows([row]), everything(1, perceptron(sizes)), (sparsity,), pruning)
+        assert torch.equal(alone.flat[0], together.flat[row])
 
 
 # --- how many weights are kept ---------------------------------------------------------------------------------------
@@ -172,11 +171,13 @@ def test_globally_an_output_rate_of_0_leaves_the_output_layer_whole_and_the_othe
     weights = [n * m for n, m in pairwise(sizes)]
     path = tuple(part * (1 - weights[-1] / sum(weights)) for part in (0.3, 0.8))
     for sparsity, masks in zip(path, _chain(trained, path, Pruning("magnitude", "global", 0.0))[1:], strict=True):
-        assert masks[-1].all()
+        assert masks.weights[-1].all()
         kept = round((1 - sparsity) * sum(weights))
         assert weights_kept(masks).sum(dim=1).tolist() == [kept, kept]
         for row in range(2):
-            hidden = [(weight[row], mask[row]) for weight, mask in zip(trained.weights[:-1], masks, strict=False)]
+            hidden = [
+                (weight[row], mask[row]) for weight, mask in zip(trained.weights[:-1], masks.weights, strict=False)
+            ]
             ours = torch.cat([weight[mask].abs() for weight, mask in hidden])
             theirs = torch.cat([weight[~mask].abs() for weight, mask in hidden])
             assert not len(ours) or not len(theirs) or ours.min() >= theirs.max()
@@ -190,7 +191,7 @@ def test_with_layer_scope_every_layer_keeps_its_exact_number_of_weights(
     for (parent, masks), (parent_sparsity, sparsity) in zip(pairwise(chain), pairwise((0.0, *path)), strict=True):
         expected = [round((1 - sparsity) * n * m) for n, m in pairwise(sizes[:-1])]
         rate = 1 - (1 - sparsity) / (1 - parent_sparsity)
-        expected.append(round((1 - output_rate * rate) * int(parent[-1][0].sum())))
+        expected.append(round((1 - output_rate * rate) * int(parent.weights[-1][0].sum())))
         assert weights_kept(masks).tolist() == [expected] * 2
 
 
@@ -208,13 +209,15 @@ def test_with_global_scope_all_layers_together_keep_the_exact_number_of_weights(
 def test_at_0_percent_no_weight_is_pruned_not_even_a_zero(pruning: Pruning) -> None:
     trained = _trained(1, (5, 4, 3), 0, values=1)
     assert any((weight == 0).any() for weight in trained.weights)
-    assert all(mask.all() for mask in _prune(trained, everything(1, trained.sizes), (0.0,), pruning))
+    assert _prune(trained, everything(1, trained.layout), (0.0,), pruning).flat.all()
 
 
 @pytest.mark.parametrize("pruning", [_layer_scope(1.0), GLOBAL])
 def test_almost_everything_can_be_pruned(pruning: Pruning) -> None:
     trained = _trained(1, (5, 4, 3), 0)
-    assert not any(mask.any() for mask in _prune(trained, everything(1, trained.sizes), (0.9999,), pruning))
+    masks = _prune(trained, everything(1, trained.layout), (0.9999,), pruning)
+    assert not any(mask.any() for mask in masks.weights)
+    assert all(bias.all() for bias in masks.biases)
 
 
 def test_in_a_chain_of_20_percent_rounds_the_output_layer_is_pruned_by_10_percent_a_round() -> None:
@@ -240,7 +243,7 @@ def test_in_one_shot_the_output_layer_is_pruned_at_its_fraction_of_the_whole_rat
 
 
 def test_a_network_without_hidden_layers_is_pruned_as_an_output_layer() -> None:
-    masks = _prune(_trained(1, (10, 10), 0), everything(1, (10, 10)), (0.5,), _layer_scope())
+    masks = _prune(_trained(1, (10, 10), 0), everything(1, perceptron((10, 10))), (0.5,), _layer_scope())
     assert weights_kept(masks).tolist() == [[75]]
 
 
@@ -248,9 +251,9 @@ def test_a_network_without_hidden_layers_is_pruned_as_an_output_layer() -> None:
 
 
 def test_density_counts_weights_and_no_biases() -> None:
-    masks: tuple[Tensor, ...] = everything(2, (4, 3, 2))  # 12 + 6 weights
+    masks = everything(2, perceptron((4, 3, 2)))  # 12 + 6 weights
     assert density(masks).tolist() == [1.0, 1.0]
-    masks[0][1, :3] = False
-    masks[1][1, 0, 0] = False
+    masks.weights[0][1, :3] = False
+    masks.weights[1][1, 0, 0] = False
     assert weights_kept(masks).tolist() == [[12, 6], [3, 5]]
     assert density(masks).tolist() == [1.0, 8 / 18]

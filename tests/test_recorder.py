@@ -19,15 +19,17 @@ from mlflow.entities import Run
 from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE as NOTE
 from stores import KEY, PARENT, name
 
-from lottery.artifacts import save_level
-from lottery.experiment import Level
-from lottery.network import Parameters
+from lottery.core.arms import Rows
+from lottery.core.experiment import Level
+from lottery.core.layout import perceptron
+from lottery.core.stack import Stack, everything
+from lottery.core.training import History, Trained
+from lottery.files.artifacts import save_level
 from lottery.params import Params
 from lottery.tracking.outputs import MissingError, Output
-from lottery.tracking.runs import Attempt, Origin, Recorder, expected, level_settings, network_settings
+from lottery.tracking.runs import Attempt, Origin, Recorder, level_settings, network_settings
 from lottery.tracking.store import PROCESS, Store
 from lottery.tracking.sync import _end_dead
-from lottery.training import History, Trained
 
 ARMS, SEEDS = ("ticket", "reinit"), (0, 1)
 PARAMS = Params.model_validate(SMALL | {"prune": SMALL["prune"] | {"arms": list(ARMS)}})
@@ -55,14 +57,15 @@ def store(empty: Path, workspace: Path, monkeypatch: pytest.MonkeyPatch) -> Stor
 @pytest.fixture
 def output(workspace: Path) -> Output:
     """Level p50, of networks that were never trained."""
-    count = len(ARMS) * len(SEEDS)
-    weights = Parameters.zeros(count, (9, 5, 4))
+    rows, layout = Rows(ARMS, SEEDS), perceptron((9, 5, 4))
+    weights, masks = Stack.zeros(len(rows), layout), everything(len(rows), layout)
     for each in weights.weights:
         each.normal_(generator=torch.Generator().manual_seed(0))
-    masks = tuple(each > 0 for each in weights.weights)
+    for mask, each in zip(masks.weights, weights.weights, strict=True):
+        mask.copy_(each > 0)
     curves = (torch.tensor([float("nan"), 0.5]).double(), *(torch.tensor([0.9, 0.5]).double() for _ in range(2)))
-    trained = Trained(weights.masked(masks), weights.masked(masks), (History([0, 20], *curves),) * count)
-    save_level(Level((0.5,), ARMS, SEEDS, weights.masked(masks), masks, trained), Path("models/p50"))
+    trained = Trained(weights.masked(masks), weights.masked(masks), (History([0, 20], *curves),) * len(rows))
+    save_level(Level((0.5,), rows, weights.masked(masks), masks, trained), Path("models/p50"))
     return Output("p50", "prune@p50", "0" * 32, "1" * 32, PARAMS, lambda: nullcontext(Path("models/p50")))
 
 
@@ -107,7 +110,7 @@ def attempt(store: Store, process: str = "", params: Params = PARAMS) -> Attempt
     """The runs that a stage opens, as of another process where one is given."""
     opened = Attempt(store.create("p50", {}, 0))
     store.log(opened.run, (), level_settings(params, "p50"))
-    for arm, seed in expected(params, "p50"):
+    for arm, seed in params.rows("p50"):
         run = store.create(f"p50 {arm} {seed}", {PARENT: opened.run}, 0)
         store.log(run, (), network_settings(params, "p50", arm, seed))
         opened.networks[arm, seed] = run
@@ -265,7 +268,7 @@ def evaluated(workspace: Path) -> Output:
     tables = Path("reports/tables")
     tables.mkdir(parents=True)
     Path("reports/metrics.json").write_text("{}")
-    networks = pd.DataFrame(expected(PARAMS, "p50"), columns=["arm", "seed"]).assign(level="p50")
+    networks = pd.DataFrame([*PARAMS.rows("p50")], columns=["arm", "seed"]).assign(level="p50")
     networks.assign(test_accuracy=[0.1, 0.2, 0.3, 0.4]).to_csv(tables / "networks.csv", index=False)
     networks[:0].assign(barrier_test=[]).to_csv(tables / "connectivity.csv", index=False)
     levels = [

@@ -19,10 +19,11 @@ import yaml
 from clones import ROOT, SMALL, Clone
 from test_verdicts import GOOD, networks
 
-from lottery.figures import FIGURES
-from lottery.report import REPEATED, Comparison, Findings, answer, claimed, embedded, percent
+from lottery.core.layout import perceptron
+from lottery.evaluation.verdicts import conditions_table, judge, table
+from lottery.report.figures import FIGURES
+from lottery.report.page import REPEATED, Comparison, Findings, answer, claimed, embedded, percent
 from lottery.stages import plot
-from lottery.verdicts import conditions_table, judge, table
 
 WITHOUT_TWINS = set(FIGURES) - {"connectivity"}
 CHROMIUM = shutil.which("chromium")
@@ -46,7 +47,7 @@ def findings(levels: dict[str, dict[str, tuple[float, float]]], **more: object) 
         warning="",
         settings={},
         iterations=4580,
-        sizes=(784, 300, 100, 10),
+        layout=perceptron((784, 300, 100, 10)),
         data="",
         tables="",
     )

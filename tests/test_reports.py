@@ -5,9 +5,9 @@ import json
 import pandas as pd
 import pytest
 
-from lottery.claims import CLAIMS, Finding
-from lottery.reports import compared, judged_claims, warning
-from lottery.statistics import interval
+from lottery.evaluation.claims import CLAIMS, Finding
+from lottery.evaluation.statistics import interval
+from lottery.evaluation.tables import compared, judged_claims, warning
 
 # of a network with 12 + 8 weights; rows in the order of a tree that goes p80 first
 LEVELS = pd.DataFrame(

@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.optim import lr_scheduler
 
-from lottery.schedules import Schedule, Step, WarmUp, constant, cosine
-from lottery.training import Recipe
+from lottery.core.schedules import Constant, Cosine, Schedule, Step, WarmUp
+from lottery.core.training import Recipe
 
 iterations = st.integers(1, 60)
 
@@ -30,7 +30,7 @@ def _torchs(make: Callable[[torch.optim.Optimizer], lr_scheduler.LRScheduler], i
 
 @given(iterations)
 def test_a_constant_rate_is_the_learning_rate_to_the_bit(iterations: int) -> None:
-    assert _rates(constant, iterations) == [0.3] * iterations
+    assert _rates(Constant(), iterations) == [0.3] * iterations
 
 
 @given(st.integers(2, 70), iterations)
@@ -48,17 +48,17 @@ def test_steps_are_torchs_multi_step_schedule(drops: list[int], iterations: int)
 @given(iterations)
 def test_the_cosine_is_torchs_cosine_annealing(iterations: int) -> None:
     theirs = _torchs(lambda o: lr_scheduler.CosineAnnealingLR(o, iterations), iterations)
-    assert _rates(cosine, iterations) == pytest.approx(list(theirs), abs=1e-9)
+    assert _rates(Cosine(), iterations) == pytest.approx(list(theirs), abs=1e-9)
 
 
 @pytest.mark.parametrize(
     ("schedule", "tenths"),
     [
-        (constant, [3, 3, 3, 3, 3, 3]),
+        (Constant(), [3, 3, 3, 3, 3, 3]),
         (WarmUp(1), [3, 3, 3, 3, 3, 3]),
         (WarmUp(3), [1, 2, 3, 3, 3, 3]),
         (Step((2, 5), 0.5), [3, 3, 1.5, 1.5, 1.5, 0.75]),
-        (cosine, [3, 2.7990381, 2.25, 1.5, 0.75, 0.2009619]),
+        (Cosine(), [3, 2.7990381, 2.25, 1.5, 0.75, 0.2009619]),
     ],
 )
 def test_the_first_rate_is_that_of_position_0_and_the_last_that_of_position_t_minus_1(

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from lottery.statistics import (
+from lottery.evaluation.statistics import (
     ACCURACIES,
     contrast,
     early_stopping,

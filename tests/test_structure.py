@@ -7,18 +7,19 @@ from itertools import combinations, pairwise
 import numpy as np
 import pytest
 import torch
+from conftest import random_masks
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lottery.network import Masks
-from lottery.structure import (
+from lottery.core.layout import perceptron
+from lottery.core.stack import Masks, everything
+from lottery.evaluation.structure import (
     chance,
     chance_by_group,
     connected,
     describe,
     edges,
-    effective_density,
     histogram,
     jaccard,
     kept_weights,
@@ -35,30 +36,33 @@ def _mask(size: tuple[int, int], *kept: tuple[int, int]) -> Tensor:
     return mask
 
 
-def _random_masks(networks: int, sizes: tuple[int, ...], density: float, seed: int) -> Masks:
-    draws = torch.Generator().manual_seed(seed)
-    return tuple(torch.rand(networks, n, m, generator=draws) < density for n, m in pairwise(sizes))
+def _masks(*layers: Tensor) -> Masks:
+    """The masks of perceptrons from those of each layer, bool [R, in, out]."""
+    masks = everything(len(layers[0]), perceptron((layers[0].shape[1], *(layer.shape[2] for layer in layers))))
+    for mask, layer in zip(masks.weights, layers, strict=True):
+        mask.copy_(layer)
+    return masks
 
 
 # input 2 keeps nothing, hidden unit 1 leads nowhere, and nothing leads to hidden unit 2
-BROKEN = (_mask((3, 3), (0, 0), (1, 1)), _mask((3, 2), (0, 0), (2, 1)))
+BROKEN = _masks(_mask((3, 3), (0, 0), (1, 1)), _mask((3, 2), (0, 0), (2, 1)))
 # input 0 leads to an output; input 1 by two hidden units to a dead end
-DEAD_END = (_mask((2, 2), (0, 0), (1, 1)), _mask((2, 2), (0, 0), (1, 1)), _mask((2, 1), (0, 0)))
+DEAD_END = _masks(_mask((2, 2), (0, 0), (1, 1)), _mask((2, 2), (0, 0), (1, 1)), _mask((2, 1), (0, 0)))
 
 
 # --- connected units -------------------------------------------------------------------------------------------------
 
 
 def test_a_unit_is_connected_by_a_kept_connection_on_each_of_its_sides() -> None:
-    inputs, hidden, outputs = connected(BROKEN)
+    inputs, hidden, outputs = connected(BROKEN.weights)
     assert inputs.tolist() == [[True, True, False]]
     assert hidden.tolist() == [[True, False, False]]
     assert outputs.tolist() == [[True, True]]
 
 
 def test_effective_density_counts_the_weights_on_a_path_from_an_input_to_an_output() -> None:
-    assert effective_density(BROKEN).tolist() == [2 / 15]
-    assert effective_density(DEAD_END).tolist() == [3 / 10]
+    assert of_networks(BROKEN)["effective_density"].tolist() == [2 / 15]
+    assert of_networks(DEAD_END)["effective_density"].tolist() == [3 / 10]
 
 
 def test_a_connected_unit_need_not_lie_on_a_path() -> None:
@@ -71,7 +75,7 @@ def test_a_connected_unit_need_not_lie_on_a_path() -> None:
 
 
 def test_dense_networks_connect_everything() -> None:
-    measures = of_networks((torch.ones(2, 4, 3, dtype=torch.bool), torch.ones(2, 3, 2, dtype=torch.bool)))
+    measures = of_networks(everything(2, perceptron((4, 3, 2))))
     assert {name: value.tolist() for name, value in measures.items()} == {
         "effective_density": [1.0, 1.0],
         "connected_inputs": [4, 4],
@@ -80,22 +84,23 @@ def test_dense_networks_connect_everything() -> None:
 
 
 def test_a_network_without_hidden_layers_has_effective_weights_alone() -> None:
-    assert effective_density((_mask((3, 2), (0, 1), (2, 1)),)).tolist() == [2 / 6]
+    measures = of_networks(_masks(_mask((3, 2), (0, 1), (2, 1))))
+    assert measures["effective_density"].tolist() == [2 / 6]
 
 
 @given(st.lists(st.integers(1, 6), min_size=2, max_size=5), st.floats(0, 1), st.integers(0, 2**32 - 1))
 def test_the_weights_on_a_path_are_those_on_which_the_number_of_paths_depends(
     sizes: list[int], density: float, seed: int
 ) -> None:
-    masks = _random_masks(3, tuple(sizes), density, seed)
-    layers = [mask.double().requires_grad_() for mask in masks]
+    masks = random_masks(3, perceptron(tuple(sizes)), density, seed)
+    layers = [mask.double().requires_grad_() for mask in masks.weights]
     paths = torch.ones(3, 1, sizes[0], dtype=torch.float64)
     for layer in layers:
         paths = paths @ layer
     slopes = torch.autograd.grad(paths.sum(), layers)
-    on_path = sum(((slope > 0) & mask).sum(dim=(1, 2)) for slope, mask in zip(slopes, masks, strict=True))
+    on_path = sum(((slope > 0) & mask).sum(dim=(1, 2)) for slope, mask in zip(slopes, masks.weights, strict=True))
     total = sum(n * m for n, m in pairwise(sizes))
-    assert effective_density(masks).tolist() == [count / total for count in on_path.tolist()]
+    assert of_networks(masks)["effective_density"].tolist() == [count / total for count in on_path.tolist()]
 
 
 # --- overlap ---------------------------------------------------------------------------------------------------------
@@ -160,7 +165,7 @@ def test_a_mean_over_pairs_counts_each_pair_once_and_one_network_has_none() -> N
 def test_the_table_has_a_row_an_arm_and_layer_and_one_for_all_layers() -> None:
     first = torch.cat([_mask((2, 2), (0, 0), (0, 1)), _mask((2, 2), (0, 0), (1, 1))])
     second = torch.cat([_mask((2, 1), (0, 0)), _mask((2, 1), (1, 0))])
-    table = describe({"ticket": (first, second), "random": (first, second)})
+    table = describe({"ticket": _masks(first, second), "random": _masks(first, second)})
     assert table["arm"].tolist() == ["ticket"] * 3 + ["random"] * 3
     rows = table[:3].drop(columns="arm").set_index("layer")
     assert rows.index.tolist() == ["0", "1", "all"]
@@ -204,7 +209,7 @@ def test_a_histogram_counts_kept_weights_alone_and_its_outermost_bins_are_open()
 
 
 def test_kept_weights_are_a_row_a_layer_and_bin_and_every_kept_weight_is_in_one() -> None:
-    masks = _random_masks(2, (4, 3, 2), 0.5, 0)
+    masks = random_masks(2, perceptron((4, 3, 2)), 0.5).weights
     draws = torch.Generator().manual_seed(1)
     start, end = ([torch.randn(mask.shape, generator=draws) for mask in masks] for _ in range(2))
     table = kept_weights(masks, start, end, [edges(weights) for weights in start])

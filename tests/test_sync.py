@@ -45,7 +45,7 @@ from stores import (
 )
 
 from lottery import LotteryError
-from lottery.digests import digest
+from lottery.files.digests import digest
 from lottery.tracking.outputs import recorded
 from lottery.tracking.sync import Workspace
 

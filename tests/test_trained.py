@@ -9,7 +9,7 @@ from clones import Clone
 
 import lottery
 from lottery import LotteryError
-from lottery.data import load_test
+from lottery.files.data import load_test
 
 
 def _accuracy(network: torch.nn.Module, folder: Path) -> float:

@@ -3,13 +3,14 @@
 import math
 import multiprocessing
 import os
+import pickle
 import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
@@ -17,17 +18,33 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
+from conftest import random_masks
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load, save
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from lottery import training
-from lottery.images import Examples, Images, Scaling, Split
-from lottery.network import Masks, Parameters, initialize, stack
-from lottery.schedules import Step, WarmUp, constant, cosine
-from lottery.statistics import early_stopping
-from lottery.training import SPARSE, DivergedError, Group, Optimizer, Recipe, Trained, batch_order, group_size, train
+from lottery.core import training
+from lottery.core.families import family
+from lottery.core.images import Images, Scaling, Split
+from lottery.core.layout import perceptron
+from lottery.core.schedules import Constant, Cosine, Step, WarmUp
+from lottery.core.stack import Masks, Stack, everything, initialize, stack
+from lottery.core.training import (
+    SPARSE,
+    DivergedError,
+    Group,
+    Optimizer,
+    Recipe,
+    State,
+    Task,
+    Trained,
+    batch_order,
+    group_size,
+    train,
+)
+from lottery.evaluation.statistics import early_stopping
 
 MakeSplit = Callable[..., Split]
 
@@ -36,14 +53,9 @@ densities = st.sampled_from([None, 0.1, SPARSE, 0.5])  # None: nothing is pruned
 paths = st.lists(st.sampled_from([0.2, 0.4, 0.5, 0.9]), max_size=3).map(tuple)
 
 
-def _start(networks: int, sizes: Sequence[int], seed: int = 0) -> Parameters:
+def _start(networks: int, sizes: tuple[int, ...], seed: int = 0) -> Stack:
     draws = [torch.Generator().manual_seed(seed + network) for network in range(networks)]
-    return initialize(sizes, "kaiming-uniform", draws)
-
-
-def _masks(start: Parameters, seed: int = 0, density: float = 0.5) -> Masks:
-    draws = torch.Generator().manual_seed(seed)
-    return tuple(torch.rand(weight.shape, generator=draws) < density for weight in start.weights)
+    return initialize(perceptron(sizes), "kaiming-uniform", draws)
 
 
 def _bits(trained: Trained, rows: Any = slice(None)) -> list[Tensor]:
@@ -64,9 +76,16 @@ def _curve(trained: Trained, name: str) -> Tensor:
     return torch.stack([getattr(history, name) for history in trained.histories])
 
 
-def _advanced(start: Parameters, seeds: Sequence[int], path: Sequence[float], split: Split, recipe: Recipe) -> Group:
-    """A group that has trained to its end in this process, where a test sees what it does."""
-    group = Group(0, start, None, seeds, path, split, Examples(split.validation, split.scaling), recipe)
+def _group(
+    start: Stack, masks: Masks | None, seeds: Sequence[int], path: Sequence[float], split: Split, recipe: Recipe
+) -> Group:
+    """A group that trains in this process, where a test sees what it does."""
+    task, lessons = Task(start.layout, tuple(seeds), tuple(path), recipe), family(start.layout).lessons(split)
+    return Group(0, task, masks and lessons.arranged(masks), lessons, State.begin(task, lessons.arranged(start)))
+
+
+def _advanced(group: Group) -> Group:
+    """The same group, trained to its end."""
     while not group.finished:
         group.advance()
     return group
@@ -85,7 +104,7 @@ def recipes(draw: st.DrawFn, iterations: int = 9, decay: bool = True) -> Recipe:
         optimizer="adam" if adam else "sgd",
         momentum=0.0 if adam else draw(st.sampled_from([0.0, 0.9])),
         weight_decay=draw(st.sampled_from([0.0, 0.01])) if decay else 0.0,
-        schedule=draw(st.sampled_from([constant, cosine, WarmUp(3), Step((2, 5))])),
+        schedule=draw(st.sampled_from([Constant(), Cosine(), WarmUp(3), Step((2, 5))])),
         start=draw(st.integers(0, last - 1)),
     )
 
@@ -122,7 +141,7 @@ def test_a_networks_weights_are_the_same_bits_in_every_stack_and_group_and_on_an
 ) -> None:
     split = make_split(2 * recipe.batch_size + 3, 11, sizes[0], sizes[-1])
     start = _start(len(its_seeds), sizes)
-    masks = _masks(start, density=density) if density else None
+    masks = random_masks(len(start), start.layout, density) if density else None
     start = start.masked(masks) if masks else start
 
     together = train(start, masks, its_seeds, path, split, recipe, group=len(start))
@@ -130,15 +149,12 @@ def test_a_networks_weights_are_the_same_bits_in_every_stack_and_group_and_on_an
     assert _same_bits(_bits(together), _bits(grouped))
 
     others = data.draw(st.permutations(range(len(start)))) * 2  # in another order, and each twice
-    its_masks = None if masks is None else tuple(mask[others] for mask in masks)
-    mixed = train(
-        start.rows(others), its_masks, [its_seeds[row] for row in others], path, split, recipe, group=group, threads=2
-    )
+    other_masks, other_seeds = masks and masks.rows(others), [its_seeds[row] for row in others]
+    mixed = train(start.rows(others), other_masks, other_seeds, path, split, recipe, group=group, threads=2)
     assert _same_bits(_bits(together, others), _bits(mixed))
 
     for row, seed in enumerate(its_seeds):
-        its_mask = None if masks is None else tuple(mask[row : row + 1] for mask in masks)
-        alone = train(start.rows([row]), its_mask, [seed], path, split, recipe)
+        alone = train(start.rows([row]), masks and masks.rows([row]), [seed], path, split, recipe)
         assert _same_bits(_bits(together, slice(row, row + 1)), _bits(alone))
 
 
@@ -174,11 +190,9 @@ def test_a_lenet_300_100_is_the_same_bits_alone_and_in_any_group(make_split: Mak
     split = make_split(130, 1100, 784, 10)
     recipe = Recipe(3, 60, 0.01, 2, optimizer, momentum=0.9 if optimizer == "sgd" else 0.0)
     start = _start(4, (784, 300, 100, 10))
-    masks = _masks(start)
+    masks = random_masks(4, start.layout, 0.5)
     start = start.masked(masks)
-    alone = [
-        train(start.rows([row]), tuple(mask[[row]] for mask in masks), [row], (0.5,), split, recipe) for row in range(4)
-    ]
+    alone = [train(start.rows([row]), masks.rows([row]), [row], (0.5,), split, recipe) for row in range(4)]
     for group, threads in [(1, 2), (2, 2), (3, 1), (4, 1)]:
         together = train(start, masks, range(4), (0.5,), split, recipe, group=group, threads=threads)
         for row in range(4):
@@ -188,8 +202,8 @@ def test_a_lenet_300_100_is_the_same_bits_alone_and_in_any_group(make_split: Mak
 def test_a_mask_that_keeps_everything_is_no_mask(make_split: MakeSplit) -> None:
     split, start = make_split(50, 10, 12, 4), _start(2, (12, 9, 4))
     recipe = Recipe(9, 10, 0.01, 3)
-    everything = tuple(torch.ones_like(weight, dtype=torch.bool) for weight in start.weights)
-    with_masks, without = (train(start, masks, [0, 1], (), split, recipe) for masks in (everything, None))
+    masks = everything(2, start.layout)
+    with_masks, without = (train(start, each, [0, 1], (), split, recipe) for each in (masks, None))
     assert _same_bits(_bits(with_masks), _bits(without))
 
 
@@ -264,8 +278,7 @@ def test_training_is_a_plain_loop_over_batches_with_autograd_and_torch_optim(
 ) -> None:
     split = make_split(3 * recipe.batch_size - 1, 30, sizes[0], sizes[-1])  # two batches an epoch
     start = _start(len(its_seeds), sizes)
-    everything = tuple(torch.ones_like(weight, dtype=torch.bool) for weight in start.weights)
-    masks = _masks(start, density=density) if density else everything
+    masks = random_masks(len(start), start.layout, density or 1.0)
     start = start.masked(masks)
     trained = train(start, masks, its_seeds, path, split, replace(recipe, evaluate_every=1))
 
@@ -286,7 +299,7 @@ def test_training_is_a_plain_loop_over_batches_with_autograd_and_torch_optim(
             optimizer.zero_grad()
             loss = cross_entropy(forward(split.train.pixels[images]), split.train.labels[images])
             loss.backward()
-            for weight, mask in zip(weights, masks, strict=True):
+            for weight, mask in zip(weights, masks.weights, strict=True):
                 weight.grad *= mask[row]
             optimizer.param_groups[0]["lr"] = recipe.rates[iteration]
             optimizer.step()
@@ -323,17 +336,18 @@ def test_pruned_weights_stay_zero_through_training(
     split = make_split(25, 5, sizes[0], sizes[-1])
     recipe = Recipe(12, 8, 0.01, 1, optimizer, momentum, weight_decay)
     start = _start(networks, sizes, seed)
-    masks = _masks(start, seed, density)
+    masks = random_masks(networks, start.layout, density, seed)
     start = start.masked(masks)
-    group = Group(0, start, masks, range(networks), (0.5,), split, Examples(split.validation, split.scaling), recipe)
+    group = _group(start, masks, range(networks), (0.5,), split, recipe)
+    state, pruned = group.state, ~group.lessons.arranged(masks).flat
     while not group.finished:
         group.advance()
-        for weight, mask in zip(group.parameters.weights, masks, strict=True):
-            assert (weight[~mask] == 0.0).all()
+        assert (state.parameters.flat[pruned] == 0.0).all()
     assert group.iteration == 12
-    for weight, mask in zip(group.early_stopping.weights, masks, strict=True):
+    assert (state.early_stopping.flat[pruned] == 0.0).all()
+    for weight, mask in zip(group.lessons.restored(state.parameters).weights, masks.weights, strict=True):
         assert (weight[~mask] == 0.0).all()
-    assert not torch.equal(group.parameters.flat, start.flat)
+    assert not torch.equal(group.lessons.restored(state.parameters).flat, start.flat)
 
 
 @pytest.mark.parametrize("recipe", [Recipe(200, 8, 0.01, 100), Recipe(200, 8, 0.01, 100, "sgd", 0.9, 0.01)])
@@ -343,7 +357,7 @@ def test_gathering_the_kept_weights_for_the_optimizer_changes_no_bit(
     # 16 classes, so that biases come last and not padding; 32 masks, of another size each: fused Adam rounds what
     # does not fill a vector in another way
     split, start = make_split(60, 10, 30, 16), _start(32, (30, 20, 16))
-    masks = _masks(start)
+    masks = random_masks(32, start.layout, 0.5)
     results = []
     for sparse in (0.0, 1.0):
         monkeypatch.setattr(training, "SPARSE", sparse)
@@ -390,27 +404,27 @@ def test_early_stopping_keeps_the_weights_of_the_lowest_loss_after_iteration_0_t
 ) -> None:
     scripted, snapshots = torch.tensor(losses, dtype=torch.float64), []
 
-    def score(parameters: Parameters, *_: Tensor) -> tuple[Tensor, Tensor]:
+    def score(parameters: Stack, *_: Tensor) -> tuple[Tensor, Tensor]:
         snapshots.append(parameters.flat.clone())
         return scripted[:, len(snapshots) - 1], torch.zeros(len(parameters), dtype=torch.float64)
 
     monkeypatch.setattr(training, "score", score)
     recipe = Recipe(14, 5, 0.01, 2, start=3)
     start = _start(len(losses), (3, 2))
-    group = _advanced(start, range(len(losses)), (), make_split(20, 5, 3, 2), recipe)
+    state = _advanced(_group(start, None, range(len(losses)), (), make_split(20, 5, 3, 2), recipe)).state
     history = pd.DataFrame(
         {"arm": "dense", "seed": seed, "iteration": iteration, "validation_loss": loss}
-        for seed, network in enumerate(group.history[1].tolist())
+        for seed, network in enumerate(state.history[1].tolist())
         for iteration, loss in zip(recipe.evaluations, network, strict=True)
     )
     stops = early_stopping(history)
     for row, script in enumerate(losses):
         candidates = script[1:]
         lowest = 1 + candidates.index(min(candidates))
-        assert torch.equal(group.early_stopping.flat[row], snapshots[lowest][row])
+        assert torch.equal(state.early_stopping.flat[row], snapshots[lowest][row])
         assert stops["early_stopping_iteration"][row] == recipe.evaluations[lowest]
         assert stops["censored"][row] == (lowest == 6)
-    assert torch.equal(group.parameters.flat, snapshots[-1])
+    assert torch.equal(state.parameters.flat, snapshots[-1])
 
 
 # --- batches ---------------------------------------------------------------------------------------------------------
@@ -418,28 +432,28 @@ def test_early_stopping_keeps_the_weights_of_the_lowest_loss_after_iteration_0_t
 
 @dataclass(frozen=True)
 class Recorder(Scaling):
-    """A scaling that writes down which images it was asked for: pixels 0 and 1 of an image are its number."""
+    """A scaling that writes down which images it was asked for: pixels 0 and 1 of an image say its number."""
 
     batches: list[Tensor] = field(default_factory=list)  # [R, B] each
 
     def __call__(self, pixels: Tensor, out: Tensor | None = None) -> Tensor:
         if out is not None:  # a batch, not the validation images
-            self.batches.append(pixels[..., 0].long() * 256 + pixels[..., 1])
+            self.batches.append((pixels[..., 0].long() - 1) * 255 + pixels[..., 1] - 1)
         return super().__call__(pixels, out)
 
 
 def _numbered(images: int) -> Split:
+    """Images that say their numbers by pixels that all of them use, which therefore stay the first."""
     numbers = torch.arange(images)
-    pixels = torch.stack([numbers // 256, numbers % 256, numbers % 3], dim=1).to(torch.uint8)
+    pixels = torch.stack([numbers // 255 + 1, numbers % 255 + 1, numbers % 3], dim=1).to(torch.uint8)
     return Split(Images(pixels, numbers % 2), Images(pixels[:4], numbers[:4] % 2), Recorder(128.0, 74.0))
 
 
 def _visited(images: int, batch: int, iterations: int, its_seeds: Sequence[int], path: Sequence[float]) -> Tensor:
     """The images that training shows to each network, [iterations, R, B]."""
     split = _numbered(images)
-    networks = len(its_seeds)
-    start = _start(networks, (3, 2))
-    _advanced(start, its_seeds, path, split, Recipe(iterations, batch, 0.001, 3))
+    start = _start(len(its_seeds), (3, 2))
+    _advanced(_group(start, None, its_seeds, path, split, Recipe(iterations, batch, 0.001, 3)))
     assert isinstance(split.scaling, Recorder)
     return torch.stack(split.scaling.batches)
 
@@ -498,24 +512,23 @@ def test_what_is_left_of_iteration_k_is_what_training_for_k_iterations_gives(mak
     split, start = make_split(50, 10, 12, 4), _start(2, (12, 9, 4))
     recipe = Recipe(20, 10, 0.01, 6, schedule=Step((15,)))
     trained = train(start, None, [0, 1], (), split, replace(recipe, rewind=7))
-    assert trained.rewind
+    assert trained.rewound
     for k in (6, 7):  # an evaluated iteration, and one that is not
-        left = train(start, None, [0, 1], (), split, replace(recipe, rewind=k)).rewind
+        left = train(start, None, [0, 1], (), split, replace(recipe, rewind=k)).rewound
         shorter = train(start, None, [0, 1], (), split, replace(recipe, iterations=k))
         assert left
         assert torch.equal(left.flat, shorter.final.flat)
-    assert train(start, None, [0, 1], (), split, recipe).rewind is None
+    assert train(start, None, [0, 1], (), split, recipe).rewound is None
     assert _same_bits(_bits(trained), _bits(train(start, None, [0, 1], (), split, recipe)))
 
 
 def test_sgd_without_momentum_from_iteration_k_ends_where_the_dense_run_does(make_split: MakeSplit) -> None:
     # its optimizer remembers nothing, so that rates and batches are those of positions k to T to the bit
     split, start = make_split(50, 10, 12, 4), _start(2, (12, 9, 4))
-    recipe = Recipe(23, 10, 0.05, 6, "sgd", schedule=cosine, rewind=7)
+    recipe = Recipe(23, 10, 0.05, 6, "sgd", schedule=Cosine(), rewind=7)
     dense = train(start, None, [0, 1], (), split, recipe)
-    assert dense.rewind
-    everything = tuple(torch.ones_like(weight, dtype=torch.bool) for weight in start.weights)
-    rewound = train(dense.rewind, everything, [0, 1], (), split, replace(recipe, start=7, rewind=None))
+    assert dense.rewound
+    rewound = train(dense.rewound, everything(2, start.layout), [0, 1], (), split, replace(recipe, start=7, rewind=0))
     assert torch.equal(rewound.final.flat, dense.final.flat)
     assert [history.iterations for history in rewound.histories] == [[7, 12, 18, 23]] * 2
     assert torch.equal(_curve(rewound, "validation_loss")[:, 1:], _curve(dense, "validation_loss")[:, 2:])
@@ -542,7 +555,7 @@ def test_networks_with_recipes_of_their_own_train_as_they_do_alone(
     told: list[slice] = []
 
     def advanced(group: Group) -> None:
-        told.append(slice(group.first, group.first + len(group.seeds)))
+        told.append(group.rows)
 
     together = train(start, None, range(5), (), split, own, group=group, threads=threads, advanced=advanced)
     assert all(set(own[rows]) == {own[rows.start]} for rows in told)
@@ -588,6 +601,115 @@ def test_whoever_watches_is_told_of_every_evaluation_of_every_group(make_split: 
     )  # fmt: skip
     assert sorted(first for first, _ in told) == sorted([0, 2, 4] * 4)
     assert {thread for _, thread in told} == {threading.current_thread()}
+
+
+# --- tasks and states ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+@pytest.mark.parametrize("density", [None, SPARSE / 2, 0.6])
+@pytest.mark.parametrize("rewind", [0, 5, 9, 17])  # none, before the interruption, at it, and after it
+def test_a_group_goes_on_from_a_saved_state_to_the_same_bits(
+    make_split: MakeSplit, optimizer: str, density: float | None, rewind: int
+) -> None:
+    split, start = make_split(50, 30, 30, 10), _start(2, (30, 20, 10))
+    masks = random_masks(2, start.layout, density) if density else None
+    start = start.masked(masks) if masks else start
+    momentum = 0.9 if optimizer == "sgd" else 0.0
+    recipe = Recipe(23, 10, 0.01, 3, optimizer, momentum, schedule=Cosine(), rewind=rewind)
+    whole, interrupted = (_group(start, masks, (3, 4), (0.5,), split, recipe) for _ in range(2))
+    for _ in range(4):
+        interrupted.advance()
+    assert (interrupted.iteration, interrupted.finished) == (9, False)
+    saved = save(interrupted.state.tensors())
+    _advanced(interrupted)  # which changes nothing in what was saved
+    state = State.of(load(saved), start.layout)
+    lessons = family(start.layout).lessons(split)
+    kept = masks and lessons.arranged(masks)
+    again = _advanced(Group(0, replace(whole.task), kept, lessons, state))
+    expected = _advanced(whole).state.tensors()
+    for group in (again, interrupted):
+        assert group.finished
+        tensors = group.state.tensors()
+        assert tensors.keys() == expected.keys()
+        assert all(_bytes(tensors[name]) == _bytes(tensor) for name, tensor in expected.items())
+    moved = (expected["rewound"] != lessons.arranged(start).flat).any(dim=1)
+    assert moved.tolist() == [rewind > 0] * 2
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    return tensor.contiguous().numpy().tobytes()
+
+
+@pytest.mark.parametrize(
+    "recipe", [Recipe(9, 10, 0.01, 3), Recipe(9, 10, 0.01, 3, "sgd"), Recipe(9, 10, 0.01, 3, "sgd", 0.9)]
+)
+@pytest.mark.parametrize("evaluations", [0, 1, 4])
+def test_a_state_is_its_tensors_at_every_evaluation(make_split: MakeSplit, recipe: Recipe, evaluations: int) -> None:
+    split, start = make_split(50, 30, 12, 4), _start(2, (12, 9, 4))
+    group = _group(start, None, (0, 1), (), split, recipe)
+    for _ in range(evaluations):
+        group.advance()
+    tensors = group.state.tensors()
+    assert tensors["moments"].shape == (Optimizer.moments_of(recipe), *start.flat.shape)
+    again = State.of(load(save(tensors)), start.layout)
+    assert {name: _bytes(tensor) for name, tensor in again.tensors().items()} == {
+        name: _bytes(tensor) for name, tensor in tensors.items()
+    }
+
+
+TASK = Task(perceptron((12, 9, 4)), (0, 1), (0.2, 0.36), Recipe(9, 10, 0.01, 3, schedule=Step((2, 5))))
+OTHERS: dict[str, Any] = {  # another value of every field of a recipe
+    "iterations": 10,
+    "batch_size": 11,
+    "learning_rate": 0.02,
+    "evaluate_every": 4,
+    "optimizer": "sgd",
+    "momentum": 0.9,
+    "weight_decay": 0.01,
+    "schedule": Step((2, 6)),
+    "start": 1,
+    "rewind": 2,
+    "order": "twin batches",
+}
+
+
+def test_equal_tasks_share_their_key_and_any_other_has_another() -> None:
+    layout = TASK.layout
+    same = Task(perceptron((12, 9, 4)), (0, 1), (0.2, 0.36), replace(TASK.recipe, schedule=Step((2, 5))))
+    assert (same, same.key) == (TASK, TASK.key)
+    assert same.recipe.rates  # what is computed on demand does not matter
+    assert same.layout.starts
+    assert replace(same).key == TASK.key
+    assert OTHERS.keys() == {field.name for field in fields(Recipe)}
+    schedules = (Constant(), Cosine(), WarmUp(2), WarmUp(3), Step((2, 5), 0.2))
+    others = [
+        *(
+            replace(TASK, layout=perceptron(sizes))
+            for sizes in ((13, 9, 4), (12, 8, 4), (12, 9, 5), (12, 4), (12, 9, 4, 4))
+        ),
+        *(replace(TASK, layout=replace(layout, **each)) for each in ({"family": "other"}, {"inputs": 13})),
+        replace(TASK, layout=replace(layout, pieces=layout.pieces[::-1])),
+        *(replace(TASK, seeds=each) for each in ((), (0,), (1, 0), (0, 2), (0, 1, 2))),
+        *(replace(TASK, path=path) for path in ((), (0.2,), (0.36,), (0.36, 0.2), (0.2, math.nextafter(0.36, 1)))),
+        *(replace(TASK, recipe=replace(TASK.recipe, **{name: value})) for name, value in OTHERS.items()),
+        *(replace(TASK, recipe=replace(TASK.recipe, schedule=schedule)) for schedule in schedules),
+    ]
+    assert len({task.key for task in [TASK, *others]}) == 1 + len(others)
+
+
+@pytest.mark.parametrize("hash_seed", ["1", "2"])
+def test_a_task_survives_pickling_and_has_the_same_key_in_another_process(hash_seed: str) -> None:
+    again = pickle.loads(pickle.dumps(TASK))
+    assert (again, again.key) == (TASK, TASK.key)
+    told = subprocess.run(
+        [sys.executable, "-c", "import pickle, sys; print(pickle.load(sys.stdin.buffer).key)"],
+        input=pickle.dumps(replace(TASK)),  # which has not computed its key
+        env={**os.environ, "PYTHONHASHSEED": hash_seed},
+        capture_output=True,
+        check=True,
+    )
+    assert told.stdout.decode().strip() == TASK.key
 
 
 # --- how training ends early -----------------------------------------------------------------------------------------
@@ -641,9 +763,10 @@ def test_an_interruption_ends_training_promptly(
 ENDLESS = """
 import multiprocessing
 import torch
-from lottery.images import Images, Scaling, Split
-from lottery.network import Parameters
-from lottery.training import Recipe, train
+from lottery.core.images import Images, Scaling, Split
+from lottery.core.layout import perceptron
+from lottery.core.stack import Stack
+from lottery.core.training import Recipe, train
 
 images = Images(torch.zeros(20, 4, dtype=torch.uint8), torch.zeros(20, dtype=torch.int64))
 
@@ -651,9 +774,8 @@ def told(group):
     print(*(child.pid for child in multiprocessing.active_children()), flush=True)
 
 if __name__ == "__main__":
-    recipe = Recipe(10**7, 10, 0.01, 1000)
-    train(Parameters.zeros(4, (4, 2)), None, range(4), (), Split(images, images, Scaling(0, 1)), recipe, threads=2,
-          advanced=told)
+    start, split = Stack.zeros(4, perceptron((4, 2))), Split(images, images, Scaling(0, 1))
+    train(start, None, range(4), (), split, Recipe(10**7, 10, 0.01, 1000), threads=2, advanced=told)
 """
 forking = pytest.mark.skipif(sys.platform != "linux", reason="workers are threads where forking is not safe")
 

@@ -7,7 +7,8 @@ import pytest
 from clones import SMALL, Clone
 from mlflow import MlflowClient
 
-from lottery.artifacts import load_contents, load_history, load_masks, load_parameters, load_twins
+from lottery.core.arms import Rows
+from lottery.files.artifacts import load_contents, load_history, load_masks, load_parameters, load_rewound, load_twins
 
 pytestmark = pytest.mark.slow
 
@@ -34,21 +35,21 @@ def varied(origin: object, tmp_path_factory: pytest.TempPathFactory) -> Clone:
 
 def test_a_childs_mask_is_of_the_source_that_it_prunes(varied: Clone) -> None:
     parent, child = varied.folder / "models/p50", varied.folder / "models/p75"
-    source, ticket = load_contents(parent).rows("lr-rewind"), load_contents(child).rows("ticket")
-    for of_parent, of_child in zip(load_masks(parent), load_masks(child), strict=True):
+    source, ticket = load_contents(parent).rows.of("lr-rewind"), load_contents(child).rows.of("ticket")
+    for of_parent, of_child in zip(load_masks(parent).weights, load_masks(child).weights, strict=True):
         assert (of_parent[source] | ~of_child[ticket]).all()
-    finetune = load_contents(child).rows("finetune")
+    finetune = load_contents(child).rows.of("finetune")
     start, final = load_parameters(child, "initial"), load_parameters(parent, "final")
-    for weight, trained, mask in zip(start.weights, final.weights, load_masks(child), strict=True):
+    for weight, trained, mask in zip(start.weights, final.weights, load_masks(child).weights, strict=True):
         kept = mask[finetune]
         assert (weight[finetune][kept] == trained[source][kept]).all()
 
 
 def test_a_ticket_starts_where_the_dense_run_was_at_the_iteration_rewound_to(varied: Clone) -> None:
     level = varied.folder / "models/p50"
-    rows = load_contents(level).rows("ticket")
-    dense, start = load_parameters(varied.folder / "models/dense", "rewind"), load_parameters(level, "initial")
-    for weight, at_30, mask in zip(start.weights, dense.weights, load_masks(level), strict=True):
+    rows = load_contents(level).rows.of("ticket")
+    dense, start = load_rewound(varied.folder / "models/dense"), load_parameters(level, "initial")
+    for weight, at_30, mask in zip(start.weights, dense.weights, load_masks(level).weights, strict=True):
         assert (weight[rows] == at_30 * mask[rows]).all()
     history = load_history(level).groupby("arm")["iteration"]
     assert history.min().to_dict() == {arm: 0 if arm in ("reinit", "small-dense") else 30 for arm in ARMS}
@@ -58,7 +59,7 @@ def test_a_ticket_starts_where_the_dense_run_was_at_the_iteration_rewound_to(var
 def test_twins_have_barriers_in_the_reports(varied: Clone) -> None:
     twins = load_twins(varied.folder / "models/p50")
     assert twins is not None
-    assert twins[0] == ("ticket", "reinit")
+    assert twins[0] == Rows(("ticket", "reinit"), (0, 1, 2))
     barriers = pd.read_csv(varied.folder / "reports/tables/connectivity.csv")
     assert barriers.groupby(["level", "arm"]).size().to_dict() == {
         ("dense", "dense"): 3,

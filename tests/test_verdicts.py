@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import pandas as pd
 import pytest
 
-from lottery.verdicts import conditions_table, explanation, judge, table
+from lottery.evaluation.verdicts import conditions_table, explanation, judge, table
 
 NOISE = (-0.0002, -0.0001, 0.0, 0.0001, 0.0002)  # fractions, a seed each: a deviation of 0.016 points
 DENSE = 0.980

@@ -1,4 +1,4 @@
-"""What a pipeline found, for a terminal."""
+"""The answer of a pipeline, for a terminal."""
 
 import os
 import sys
@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lottery.params import Params
-from lottery.report import answer, percent
+from lottery.report.drawing import as_percent, percent
+from lottery.report.page import answer
 from lottery.stages.plot import PAGE, load_findings
 
 WIDTH = 100  # columns
@@ -25,7 +26,7 @@ def told(params: Params) -> str:
     for each in findings.judged:
         ticket = levels.loc[(each["level"], "ticket")]
         accuracy = f"{percent(ticket['test_accuracy_mean'])} %"
-        rows.append((each["level"], f"{100 * each['density']:.3g} %", accuracy, each["verdict"]))
+        rows.append((each["level"], as_percent(100 * each["density"]), accuracy, each["verdict"]))
         if each["why"]:
             reasons.append(textwrap.fill(f"{each['level']}: {each['why']}", WIDTH, subsequent_indent="  "))
     dvc = os.path.relpath(Path(sys.executable).with_name("dvc"))  # also where the environment is not active

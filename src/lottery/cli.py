@@ -1,4 +1,4 @@
-"""What a person types beside `dvc`: ``lottery check``, ``preset``, ``levels``, ``sync``, ``ui`` and others.
+"""The commands beside `dvc`: ``lottery check``, ``preset``, ``levels``, ``sync``, ``ui`` and others.
 
 Each command imports what it needs when it runs: ``lottery check`` answers before torch could even be imported.
 """
@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -20,10 +20,9 @@ def check(arguments: argparse.Namespace) -> int:
     settings = params.load()
     levels, seeds = len(settings.levels), len(settings.train.seeds)
     arms = sum(len(settings.arms(level)) for level in settings.levels)
-    sizes = "-".join(map(str, settings.sizes))
     print(
         f"params.yaml: {_count(levels, 'level')}, {_count(arms, 'arm')} in all, {_count(seeds, 'seed')}: "
-        f"{(arms + 1) * seeds} networks of {sizes}, {_count(settings.iterations, 'iteration')} each"
+        f"{(arms + 1) * seeds} networks of {settings.layout.shown}, {_count(settings.iterations, 'iteration')} each"
     )
     if (every := settings.train.evaluate_every) >= settings.iterations:
         print(
@@ -154,46 +153,39 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(required=True, metavar="command")
 
-    command = commands.add_parser("check", help="validate params.yaml")
-    command.set_defaults(run=check)
+    def add(run: Callable[[argparse.Namespace], int], what: str, about: str | None = None) -> argparse.ArgumentParser:
+        command = commands.add_parser(run.__name__, help=what, description=about)
+        command.set_defaults(run=run)
+        return command
 
-    command = commands.add_parser("estimate", help="say what `dvc repro` would run, and about how long")
-    command.set_defaults(run=estimate)
-
-    command = commands.add_parser("repro", help="`dvc repro` from the check of params.yaml to the answer")
-    command.set_defaults(run=repro)
-
-    command = commands.add_parser("answer", help="say what the pipeline found: a verdict per level")
-    command.set_defaults(run=answer)
-
-    command = commands.add_parser("preset", help="write params.yaml for a published experiment; alone: list them")
+    add(check, "validate params.yaml")
+    add(estimate, "say what `dvc repro` would run, and about how long")
+    add(repro, "`dvc repro` from the check of params.yaml to the answer")
+    add(answer, "say what the pipeline found: a verdict per level")
+    command = add(preset, "write params.yaml for a published experiment; alone: list them")
     command.add_argument("name", nargs="?", metavar="NAME")
     command.add_argument("--force", action="store_true", help="overwrite changes that are not committed")
-    command.set_defaults(run=preset)
 
-    command = commands.add_parser("levels", help="write the levels of iterative or one-shot pruning to params.yaml")
+    command = add(levels, "write the levels of iterative or one-shot pruning to params.yaml")
     command.add_argument("--rate", type=float, required=True, help="fraction of the weights that a round prunes")
     command.add_argument("--rounds", type=int, required=True)
     command.add_argument("--one-shot", action="store_true", help="prune every level from dense at once")
     command.add_argument("--force", action="store_true", help="overwrite changes that are not committed")
-    command.set_defaults(run=levels)
 
-    command = commands.add_parser("ui", help="serve the MLflow UI on 127.0.0.1")
+    command = add(ui, "serve the MLflow UI on 127.0.0.1")
     command.add_argument("--port", type=int, default=5000, help="default: %(default)s")
-    command.set_defaults(run=ui)
 
-    command = commands.add_parser("sync", help="complete and make the MLflow runs of DVC's outputs")
+    command = add(sync, "complete and make the MLflow runs of DVC's outputs")
     command.add_argument(
         "--rev", action="append", default=[], help="of a commit or a DVC experiment, not the workspace"
     )
     command.add_argument("--all-commits", action="store_true", help="of all commits")
     command.add_argument("--restore", action="store_true", help="bring runs back that were deleted in MLflow")
-    command.set_defaults(run=sync)
 
-    command = commands.add_parser(
-        "server",
-        help="serve MLflow to a team, on PostgreSQL",
-        description="MLflow for a team: docs/team.md. The database is MLFLOW_BACKEND_STORE_URI's; accounts need "
+    command = add(
+        server,
+        "serve MLflow to a team, on PostgreSQL",
+        "MLflow for a team: docs/team.md. The database is MLFLOW_BACKEND_STORE_URI's; accounts need "
         "MLFLOW_AUTH_ADMIN_PASSWORD and MLFLOW_FLASK_SERVER_SECRET_KEY.",
     )
     command.add_argument("--host", default="127.0.0.1", help="with any but this machine's own: accounts alone")
@@ -218,15 +210,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="a folder or an object store's URI; default: mlartifacts",
     )
     command.add_argument("--workers", type=int, default=2, help="processes; default: %(default)s")
-    command.set_defaults(run=server)
 
-    command = commands.add_parser(
-        "completion",
-        help="print a script that completes this command in a shell",
-        description="For bash: lottery completion bash > ~/.local/share/bash-completion/completions/lottery",
+    command = add(
+        completion,
+        "print a script that completes this command in a shell",
+        "For bash: lottery completion bash > ~/.local/share/bash-completion/completions/lottery",
     )
     command.add_argument("shell", choices=["bash", "zsh", "tcsh"])
-    command.set_defaults(run=completion, parser=parser)
+    command.set_defaults(parser=parser)
 
     arguments = parser.parse_args(argv)
     try:

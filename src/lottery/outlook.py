@@ -1,4 +1,4 @@
-"""What `dvc repro` would run, and about how long that takes on this machine."""
+"""The stages that `dvc repro` would run, and about how long they take on this machine."""
 
 import json
 import logging
@@ -14,13 +14,14 @@ from dvc.repo import Repo
 from dvc.stage import PipelineStage
 
 from lottery import LotteryError
-from lottery.experiment import TWINNED
-from lottery.images import Images, Scaling, Split
-from lottery.network import initialize
+from lottery.core.arms import TWINNED
+from lottery.core.images import Images, Scaling, Split
+from lottery.core.randomness import generator
+from lottery.core.stack import initialize
+from lottery.core.training import Recipe, train
 from lottery.params import Params
-from lottery.randomness import generator
 from lottery.stages.progress import duration
-from lottery.training import Recipe, train
+from lottery.tracking.address import first_line
 
 FILE = Path(".lottery/outlook.json")  # where the stages find it, whose progress is the whole pipeline's too
 START = 5.0  # seconds in which a stage imports torch and MLflow, hashes what it reads, and ends
@@ -57,7 +58,7 @@ def outlook(params: Params, threads: int) -> Outlook:
     try:
         stages = to_run()
     except DvcException as error:
-        raise LotteryError(f"DVC cannot read its pipeline: {str(error).splitlines()[0]}") from error
+        raise LotteryError(f"DVC cannot read its pipeline: {first_line(error)}") from error
     work = {stage: iterations(params, stage) for stage in stages if stage != "check"}
     pace = seconds_per_iteration(params, threads) if any(work.values()) else 0.0
     seconds = {stage: START + pace * work[stage] + DRAWING * (stage == "plot") for stage in work}
@@ -79,9 +80,9 @@ def to_run() -> list[str]:
 
 
 def networks(params: Params, stage: str) -> int:
-    """How many networks a stage trains, twins included."""
+    """Count the networks that a stage trains, twins included."""
     name, _, level = stage.partition("@")
-    arms = {"train": ("dense",), "prune": params.arms(level) if level else ()}.get(name, ())
+    arms = params.arms(level or "dense") if name in ("train", "prune") else ()
     twins = sum(arm in TWINNED for arm in arms) if params.train.twins else 0
     return (len(arms) + twins) * len(params.train.seeds)
 
@@ -90,12 +91,9 @@ def iterations(params: Params, stage: str) -> float:
     """A stage's work, in iterations of one network; the forward pass of a batch counts as a third."""
     if stage == "evaluate":
         images = TESTED * TEST_IMAGES + TRAINED * params.training_images
-        return sum(networks(params, each) for each in _training(params)) * images / params.train.batch_size / 3
+        training = ["train", *(f"prune@{level}" for level in params.levels)]
+        return sum(networks(params, each) for each in training) * images / params.train.batch_size / 3
     return float(networks(params, stage) * params.iterations)
-
-
-def _training(params: Params) -> list[str]:
-    return ["train", *(f"prune@{level}" for level in params.levels)]
 
 
 def seconds_per_iteration(params: Params, threads: int) -> float:
@@ -103,12 +101,12 @@ def seconds_per_iteration(params: Params, threads: int) -> float:
     noise, t = generator("calibration"), params.train
 
     def images(count: int) -> Images:
-        pixels = torch.randint(256, (count, params.sizes[0]), dtype=torch.uint8, generator=noise)
+        pixels = torch.randint(256, (count, params.layout.inputs), dtype=torch.uint8, generator=noise)
         return Images(pixels, torch.randint(10, (count,), generator=noise))
 
     split = Split(images(10 * t.batch_size), images(params.validation_images), Scaling(127.5, 73.6))
     rows = range(2 * threads)
-    start = initialize(params.sizes, params.network.initialization, [noise for _ in rows])
+    start = initialize(params.layout, params.network.initialization, [noise for _ in rows])
 
     def spend(iterations: int) -> float:
         recipe = Recipe(iterations, t.batch_size, 0.0, iterations, t.optimizer)

@@ -8,7 +8,7 @@ import json
 import re
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import date
 from difflib import SequenceMatcher
@@ -35,23 +35,11 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import CollectionNode, Node
 from ruamel.yaml.reader import ReaderError
 
-from lottery import LotteryError
-from lottery.plan import (
-    BEFORE_TRAINING,
-    MOMENTUM,
-    OUTPUT_RATE,
-    REWIND,
-    SCHEDULE,
-    SOURCE,
-    TRAINING_IMAGES,
-    TWINS,
-    WEIGHT_DECAY,
-    Plan,
-)
+from lottery import LotteryError, plan
+from lottery.core.arms import ARMS
+from lottery.core.layout import Initialization
 
-Arm = Literal["ticket", "reinit", "random", "random-inputs", "small-dense", "finetune", "lr-rewind"]
 Criterion = Literal["magnitude", "magnitude-increase", "movement", "random", "snip", "synflow"]
-Initialization = Literal["glorot-normal", "kaiming-uniform", "kaiming-normal"]
 Optimizer = Literal["adam", "sgd"]
 Scale = Literal["standard", "unit"]
 Schedule = Literal["constant", "warm-up", "step", "cosine"]
@@ -70,7 +58,8 @@ MOST_GUESSES = 300  # words among which a person may have meant one
 MOST_LINES = 10  # of mistakes told at once
 MOST_CHARACTERS = 300  # of such a line
 
-CONTINUED = ("finetune", "lr-rewind")  # arms that start from the parent's trained weights
+CONTINUED = [name for name, arm in ARMS.items() if arm.goes_on]
+UNTRAINED = [name for name, arm in ARMS.items() if not arm.goes_on and not arm.for_perceptrons]
 
 # The context in which `Params` are validated that DVC recorded: each stage's as they were when it ran, so that together
 # they need not agree.
@@ -79,7 +68,7 @@ RECORDED = "recorded"
 
 @dataclass(frozen=True)
 class Is:
-    """What a value has to be, in words that follow "is not"; ``choices`` are what a person may have meant.
+    """The description of valid values, in words that follow "is not"; ``choices`` are what a person may have meant.
 
     In ``Annotated`` it wraps the checks on its left: whichever of them fails, the message is made of these words.
     """
@@ -125,33 +114,36 @@ def _several(value: object) -> tuple[Any, ...]:
     raise PydanticCustomError("mistake", f"{_shown(value)} is not {A_LIST}")
 
 
-def _distinct(items: tuple[Any, ...]) -> tuple[Any, ...]:
-    counts = Counter(items)
-    _refuse(
-        ((), f"{_shown(item)} is listed more than once; remove the repetition") for item in counts if counts[item] > 1
-    )
-    return items
+def _without(mistakes: Callable[[Any], Iterator[Mistake]]) -> AfterValidator:
+    """A validator that refuses the values in which ``mistakes`` finds some."""
+
+    def check(value: Any) -> Any:
+        _refuse(mistakes(value))
+        return value
+
+    return AfterValidator(check)
 
 
-def _rising(items: tuple[int, ...]) -> tuple[int, ...]:
-    _refuse(
-        ((), f"{_shown(second)} does not come after {_shown(first)}; list them in rising order")
-        for first, second in pairwise(items)
-        if second <= first
-    )
-    return items
+def _repetitions(items: tuple[Any, ...]) -> Iterator[Mistake]:
+    for item, count in Counter(items).items():
+        if count > 1:
+            yield (), f"{_shown(item)} is listed more than once; remove the repetition"
 
 
-def _not_beyond(number: int) -> int:
+def _steps_back(items: tuple[int, ...]) -> Iterator[Mistake]:
+    for first, second in pairwise(items):
+        if second <= first:
+            yield (), f"{_shown(second)} does not come after {_shown(first)}; list them in rising order"
+
+
+def _excess(number: int) -> Iterator[Mistake]:
     if number > MOST_ITERATIONS:
-        raise PydanticCustomError("mistake", f"{_shown(number)} is too large; give {MOST_ITERATIONS} at most")
-    return number
+        yield (), f"{_shown(number)} is too large; give {MOST_ITERATIONS} at most"
 
 
-def _not_too_deep(layers: tuple[int, ...]) -> tuple[int, ...]:
+def _excess_depth(layers: tuple[int, ...]) -> Iterator[Mistake]:
     if len(layers) > MOST_LAYERS:
-        raise PydanticCustomError("mistake", f"{len(layers)} layers are too many; give {MOST_LAYERS} at most")
-    return layers
+        yield (), f"{len(layers)} layers are too many; give {MOST_LAYERS} at most"
 
 
 def _check_name(name: str) -> str:
@@ -162,7 +154,7 @@ def _check_name(name: str) -> str:
 
 Item = TypeVar("Item")
 Several = Annotated[tuple[Item, ...], BeforeValidator(_several)]
-Count = Annotated[int, Field(ge=1), Is("a whole number of 1 or more"), AfterValidator(_not_beyond)]
+Count = Annotated[int, Field(ge=1), Is("a whole number of 1 or more"), _without(_excess)]
 Seed = Annotated[int, Field(ge=0, lt=2**63), Is("a whole number from 0 to 2**63 - 1")]
 LevelName = Annotated[
     str,
@@ -183,7 +175,7 @@ class Section(BaseModel):
 class Data(Section):
     """The images that networks learn from."""
 
-    name: Annotated[str, Field(pattern=f"^({'|'.join(TRAINING_IMAGES)})$"), Is.one_of(TRAINING_IMAGES)]
+    name: Annotated[str, Field(pattern=f"^({'|'.join(plan.TRAINING_IMAGES)})$"), Is.one_of(plan.TRAINING_IMAGES)]
     validation: Count  # images; `digits` has its own number: read Params.validation_images
     scale: Annotated[Scale, Is.one_of(get_args(Scale))]
 
@@ -191,27 +183,27 @@ class Data(Section):
 class Network(Section):
     """The multilayer perceptron."""
 
-    hidden: Annotated[Several[Count], AfterValidator(_not_too_deep)]  # units in each hidden layer
+    hidden: Annotated[Several[Count], _without(_excess_depth)]  # units in each hidden layer
     initialization: Annotated[Initialization, Is.one_of(get_args(Initialization))]
 
 
 class Train(Section):
-    """How every network is trained, and with which seeds."""
+    """The training of every network, and the seeds."""
 
-    seeds: Annotated[Several[Seed], AfterValidator(_distinct)]
+    seeds: Annotated[Several[Seed], _without(_repetitions)]
     epochs: Count | None = None  # either of these two is given: read Params.iterations
     iterations: Count | None = None
     batch_size: Count  # images
     optimizer: Annotated[Optimizer, Is.one_of(get_args(Optimizer))]
     learning_rate: Annotated[float, Field(gt=0), Is("a number above 0")]
-    schedule: Annotated[Schedule, Is.one_of(get_args(Schedule))] = SCHEDULE
+    schedule: Annotated[Schedule, Is.one_of(get_args(Schedule))] = plan.SCHEDULE
     warm_up: Count | None = None  # iterations from 0 to the learning rate, of schedule warm-up
-    drops: Annotated[Several[Count], AfterValidator(_rising)] | None = None  # iterations, of schedule step
+    drops: Annotated[Several[Count], _without(_steps_back)] | None = None  # iterations, of schedule step
     drop_factor: Annotated[float, Field(gt=0, lt=1), Is("a number above 0 and below 1")] | None = None
-    momentum: Annotated[float, Field(ge=0, lt=1), Is("a number from 0 up to, but not including, 1")] = MOMENTUM
-    weight_decay: Annotated[float, Field(ge=0), Is("a number of 0 or more")] = WEIGHT_DECAY
+    momentum: Annotated[float, Field(ge=0, lt=1), Is("a number from 0 up to, but not including, 1")] = plan.MOMENTUM
+    weight_decay: Annotated[float, Field(ge=0), Is("a number of 0 or more")] = plan.WEIGHT_DECAY
     evaluate_every: Count  # iterations
-    twins: Annotated[bool, Is("true or false")] = TWINS  # a second copy, for linear mode connectivity
+    twins: Annotated[bool, Is("true or false")] = plan.TWINS  # a second copy, for linear mode connectivity
 
     @model_validator(mode="after")
     def _agree(self) -> Self:
@@ -235,20 +227,22 @@ class Train(Section):
                 yield (key,), f"missing; schedule {schedule} needs it: give {what}"
 
 
-Arms = Annotated[Several[Annotated[Arm, Is.one_of(get_args(Arm))]], AfterValidator(_distinct)]
+Arms = Annotated[
+    Several[Annotated[str, Field(pattern=f"^({'|'.join(ARMS)})$"), Is.one_of(ARMS)]], _without(_repetitions)
+]
 
 
 class Prune(Section):
-    """How weights are pruned, and what each level compares."""
+    """The pruning of weights, and the arms of each level."""
 
     arms: Arms
     criterion: Annotated[Criterion, Is.one_of(get_args(Criterion))]
     scope: Annotated[Scope, Is.one_of(get_args(Scope))]
     output_rate: Annotated[float, Field(ge=0, le=1), Is("a number from 0 to 1")]  # fraction of each step's rate
     # iteration of the dense run
-    rewind: Annotated[int, Field(ge=0), Is("a whole number of 0 or more"), AfterValidator(_not_beyond)] = REWIND
+    rewind: Annotated[int, Field(ge=0), Is("a whole number of 0 or more"), _without(_excess)] = plan.REWIND
     # whose final weights a child prunes
-    source: Annotated[Source, Is.one_of(get_args(Source))] = Field(SOURCE, alias="from")
+    source: Annotated[Source, Is.one_of(get_args(Source))] = Field(plan.SOURCE, alias="from")
 
 
 class Level(Section):
@@ -266,11 +260,6 @@ def _some_levels(value: object) -> object:
     if isinstance(value, Mapping) and value:
         return value
     raise PydanticCustomError("mistake", f"{_shown(value)} is not {SOME_LEVELS}")
-
-
-def _check_tree(levels: Mapping[str, Level]) -> Mapping[str, Level]:
-    _refuse(_mistakes_in_tree(levels))
-    return levels
 
 
 def _mistakes_in_tree(levels: Mapping[str, Level]) -> Iterator[Mistake]:
@@ -314,14 +303,14 @@ def _cycles(levels: Mapping[str, Level]) -> dict[str, list[str]]:
 
 
 class Verdict(Section):
-    """What counts as a match when a level is judged."""
+    """The margins within which a level matches dense when it is judged."""
 
     margin: Annotated[float, Field(gt=0), Is("a number above 0")]  # points of test accuracy
     speed_margin: Annotated[float, Field(gt=1), Is("a number above 1")]  # ratio of early-stopping iterations
 
 
 class Tracking(Section):
-    """Where MLflow files the runs."""
+    """The MLflow experiment of the runs."""
 
     mlflow_experiment: Annotated[
         str, Field(pattern=r"\S", max_length=250), Is("the name of an MLflow experiment, of up to 250 characters")
@@ -330,21 +319,21 @@ class Tracking(Section):
 
 
 class Run(Section):
-    """How to run, never what comes out."""
+    """The way to run, which never changes results."""
 
     threads: Annotated[
         Literal["auto"] | Annotated[int, Field(ge=1, le=1024)], Is("auto or a whole number from 1 to 1024")
     ]
 
 
-class Params(Section, Plan):
+class Params(Section, plan.Plan):
     """All of params.yaml, and what follows from it."""
 
     data: Data
     network: Network
     train: Train
     prune: Prune
-    levels: Annotated[Mapping[LevelName, Level], BeforeValidator(_some_levels), AfterValidator(_check_tree)]
+    levels: Annotated[Mapping[LevelName, Level], BeforeValidator(_some_levels), _without(_mistakes_in_tree)]
     verdict: Verdict
     tracking: Tracking
     run: Run
@@ -366,14 +355,14 @@ class Params(Section, Plan):
         yield from self._disagreements_before_training()
 
     def _disagreements_on_images_and_sizes(self) -> Iterator[Mistake]:
-        total, held_out, left = TRAINING_IMAGES[self.data.name], self.validation_images, self.training_images
+        total, held_out, left = plan.TRAINING_IMAGES[self.data.name], self.validation_images, self.training_images
         if left < 1:
             text = f"{held_out} leaves none of the {total} training images; give less than {total}"
             yield ("data", "validation"), text
         elif (size := self.train.batch_size) > left:
             text = f"{size} is more than the {left} training images left ({total} - {held_out} held out)"
             yield ("train", "batch_size"), f"{text}; give {left} or less"
-        layers = [inputs * outputs for inputs, outputs in pairwise(self.sizes)]
+        layers = [piece.size for piece in self.layout.weights]
         at_once = max(len(self.arms(name)) for name in self.levels) * len(self.train.seeds) * (1 + self.train.twins)
         if (gigabytes := 24 * sum(layers) * at_once / 1e9) > MOST_MEMORY:  # weights, gradients, Adam's two, start, best
             text = f"{at_once} networks of {sum(layers)} weights at once take {gigabytes:.0f} GB of memory"
@@ -445,9 +434,9 @@ class Params(Section, Plan):
 
     def _disagreements_on_scopes(self) -> Iterator[Mistake]:
         rate = self.prune.output_rate
-        if rate not in (0, OUTPUT_RATE) and all(self.scope(name) == "global" for name in self.levels):
+        if rate not in (0, plan.OUTPUT_RATE) and all(self.scope(name) == "global" for name in self.levels):
             text = f"{rate} is for scope layer, and no level has it"
-            yield ("prune", "output_rate"), f"{text}; make it {OUTPUT_RATE}, or 0 to leave the output layer whole"
+            yield ("prune", "output_rate"), f"{text}; make it {plan.OUTPUT_RATE}, or 0 to leave the output layer whole"
         for name, level in self.levels.items():
             if level.parent != "dense" and (self.scope(level.parent), self.scope(name)) == ("global", "layer"):
                 where = ("levels", name, "scope") if level.scope else ("levels", level.parent, "scope")
@@ -455,11 +444,11 @@ class Params(Section, Plan):
                 yield where, f"{text}; give both one scope"
 
     def _disagreements_before_training(self) -> Iterator[Mistake]:
-        """What criteria that look at untrained weights ask for."""
+        """The demands of criteria that look at untrained weights."""
         children = self._children
         for name, level in self.levels.items():
             criterion = self.criterion(name)
-            if criterion not in BEFORE_TRAINING:
+            if criterion not in plan.BEFORE_TRAINING:
                 continue
             own = ("levels", name)
             if level.parent != "dense":
@@ -471,9 +460,10 @@ class Params(Section, Plan):
             if self.scope(name) != "global":
                 where = (*own, "scope") if level.scope else ("prune", "scope")
                 yield where, f"{self.scope(name)} is not how {criterion} ranks (level {name}); make it global"
-            if others := [arm for arm in self.arms(name) if arm not in ("ticket", "reinit", "random")]:
+            if others := [arm for arm in self.arms(name) if arm not in UNTRAINED]:
                 where = (*own, "arms") if level.arms else ("prune", "arms")
-                yield where, f"{others[0]} does not go with {criterion} (level {name}); use ticket, reinit and random"
+                remedy = f"use {', '.join(UNTRAINED[:-1])} and {UNTRAINED[-1]}"
+                yield where, f"{others[0]} does not go with {criterion} (level {name}); {remedy}"
             if self.prune.rewind:
                 text = f"{self.prune.rewind} does not go with {criterion} (level {name}), which prunes iteration 0"
                 yield ("prune", "rewind"), f"{text}; make it 0"
@@ -561,7 +551,7 @@ def _keys(section: type[Section]) -> list[str]:
 
 
 def _give(section: type[Section], name: str) -> str:
-    """What to write where a key of a section is missing."""
+    """The remedy where a key of a section is missing."""
     if name == "levels":
         return f"give {SOME_LEVELS}"
     if section is Params:
@@ -571,15 +561,11 @@ def _give(section: type[Section], name: str) -> str:
 
 def _path(key: tuple[int | str, ...]) -> str:
     """A key as one says it: levels.p40.parent, network.hidden[0]."""
-    parts = [
-        f"[{part}]" if isinstance(part, int) and key[0] != "levels" else f".{_plain_or_quoted(str(part))}"
-        for part in key
-    ]
-    return "".join(parts).removeprefix(".")
-
-
-def _plain_or_quoted(word: str) -> str:
-    return word if re.fullmatch(r"[\w-]{1,60}", word) else _shown(word)
+    path = ""
+    for part in key:
+        word = part if re.fullmatch(r"[\w-]{1,60}", str(part)) else _shown(str(part))
+        path += f"[{part}]" if isinstance(part, int) and key[0] != "levels" else f".{word}"
+    return path.removeprefix(".")
 
 
 def _shown(value: object) -> str:
@@ -660,7 +646,7 @@ class _Constructor(SafeConstructor):
 
 
 def _expanded(node: Node, known: dict[int, int]) -> int:
-    """How many values a node stands for where each alias is written out."""
+    """Count the values of a node, each alias written out."""
     if id(node) not in known:
         known[id(node)] = 1  # for an alias inside of its anchor
         items = node.value if isinstance(node, CollectionNode) else ()

@@ -10,8 +10,11 @@ from heapq import heappop, heappush
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from lottery.core.arms import Rows
+from lottery.core.layout import CLASSES, Layout, perceptron
+
 if TYPE_CHECKING:
-    from lottery.params import Arm, Criterion, Data, Level, Network, Prune, Scope, Train
+    from lottery.params import Criterion, Data, Level, Network, Prune, Scope, Train
 
 # Every data set, with the number of its training images before the validation images are taken out.
 TRAINING_IMAGES: Mapping[str, int] = {
@@ -49,9 +52,9 @@ class Plan:
         return Path("data") / f"{self.data.name}.safetensors"
 
     @property
-    def sizes(self) -> tuple[int, ...]:
-        """Inputs, units of each hidden layer, and classes of every network."""
-        return (64 if self.data.name == "digits" else 784, *self.network.hidden, 10)
+    def layout(self) -> Layout:
+        """What every network is made of."""
+        return perceptron((64 if self.data.name == "digits" else 784, *self.network.hidden, CLASSES))
 
     @property
     def validation_images(self) -> int:
@@ -97,12 +100,16 @@ class Plan:
             level = self.levels[level].parent
         return tuple(reversed(path))
 
-    def arms(self, level: str) -> tuple[Arm, ...]:
-        """The arms that a level compares."""
-        return self.levels[level].arms or self.prune.arms
+    def arms(self, level: str) -> tuple[str, ...]:
+        """The arms of a level."""
+        return ("dense",) if level == "dense" else self.levels[level].arms or self.prune.arms
+
+    def rows(self, level: str) -> Rows:
+        """The networks of a level, twins left out."""
+        return Rows(self.arms(level), self.train.seeds)
 
     @property
-    def every_arm(self) -> tuple[Arm, ...]:
+    def every_arm(self) -> tuple[str, ...]:
         """The arms of all levels, each once."""
         return tuple(dict.fromkeys(arm for level in self.order for arm in self.arms(level)))
 

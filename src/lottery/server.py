@@ -17,7 +17,7 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from lottery import LotteryError
-from lottery.workplace import replacing, root
+from lottery.files.workplace import replacing, root
 
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 SHORTEST = {"MLFLOW_AUTH_ADMIN_PASSWORD": 12, "MLFLOW_FLASK_SERVER_SECRET_KEY": 32}  # characters; 12 is MLflow's rule
@@ -29,7 +29,7 @@ CACHE_SECONDS = 60
 
 @dataclass(frozen=True)
 class Server:
-    """Where the server listens and what it lets in."""
+    """The addresses of the server, and the requests that it answers."""
 
     host: str = "127.0.0.1"
     port: int = 5000
@@ -137,7 +137,7 @@ def database(environment: Mapping[str, str]) -> URL:
 
 
 def without_password(uri: URL) -> str:
-    """The address as text, its password left out."""
+    """The address as text, without its password."""
     bare = URL.create(uri.drivername, uri.username, None, uri.host, uri.port, uri.database, uri.query)
     return bare.render_as_string(hide_password=False)
 
@@ -213,7 +213,7 @@ def _loopback(host: str) -> bool:
 
 
 def _names(server: Server) -> list[str]:
-    """What clients elsewhere call it: the names listed, else the one it listens at; without the port and with it."""
+    """The names of the server for clients elsewhere: those listed, else its host; without the port and with it."""
     names = server.names or (() if server.local else (_bracketed(server.host),))
     ported = [name for name in names if ":" in name.rpartition("]")[2]]
     return [*ported, *(name + port for name in names if name not in ported for port in ("", f":{server.port}"))]

@@ -6,14 +6,15 @@ from dvc.api import DVCFileSystem
 from torch import Tensor, nn
 
 from lottery import LotteryError, params
-from lottery.artifacts import load_contents, load_masks, load_parameters
-from lottery.data import load_split, load_test
-from lottery.images import Examples, Scaling
-from lottery.network import Masks, Parameters, accuracy
+from lottery.core.families import accuracy, family
+from lottery.core.images import Scaling
+from lottery.core.stack import Masks, Stack
+from lottery.files.artifacts import load_contents, load_masks, load_parameters
+from lottery.files.data import load_split, load_test
+from lottery.files.workplace import root, scratch
 from lottery.provenance import git
 from lottery.tracking.address import first_line
 from lottery.tracking.outputs import recorded
-from lottery.workplace import root, scratch
 
 
 class Network(nn.Module):
@@ -22,18 +23,13 @@ class Network(nn.Module):
     It takes uint8 images [N, ...] of as many pixels as it has inputs, scales them, and gives logits [N, 10].
     """
 
-    def __init__(self, parameters: Parameters, masks: Masks, scaling: Scaling, test_accuracy: float) -> None:
+    def __init__(self, parameters: Stack, masks: Masks, scaling: Scaling, test_accuracy: float) -> None:
         super().__init__()
         self.scaling = scaling
         self.test_accuracy = test_accuracy  # a fraction
-        layers: list[nn.Module] = []
-        for index, (weight, bias, mask) in enumerate(zip(parameters.weights, parameters.biases, masks, strict=True)):
-            layer = nn.Linear(*weight.shape[1:])
-            layer.weight = nn.Parameter(weight[0].T.clone())
-            layer.bias = nn.Parameter(bias[0, 0].clone())
-            layers += [layer, nn.ReLU()]
-            self.register_buffer(f"mask{index}", mask[0].T.clone())  # bool [out, in], True where a weight is kept
-        self.layers = nn.Sequential(*layers[:-1])
+        self.layers = family(parameters.layout).module(parameters)
+        for index, mask in enumerate(family(masks.layout).module_masks(masks)):
+            self.register_buffer(f"mask{index}", mask)  # bool, of a layer's weight's shape, True where it is kept
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits [N, 10] of uint8 images [N, ...]."""
@@ -76,14 +72,13 @@ def _load(folder: Path, level: str, arm: str, seed: int) -> Network:
     if level not in levels:
         raise LotteryError(f"level {level}: no such level; the levels are {', '.join(levels)}")
     models, p = folder / "models" / level, made[level]
-    networks = load_contents(models).networks
+    networks = list(load_contents(models).rows)
     if (arm, seed) not in networks:
         has = ", ".join(f"{arm} {seed}" for arm, seed in networks)
         raise LotteryError(f"level {level}, {arm}, seed {seed}: no such network; {level} has {has}")
-    place = networks.index((arm, seed))
-    here = slice(place, place + 1)
+    here = [networks.index((arm, seed))]
     parameters = load_parameters(models, "early_stopping").rows(here)
     scaling = load_split(folder / p.data_file, p.validation_images, p.data.scale).scaling
-    test = Examples(load_test(folder / p.data_file), scaling)
-    masks = tuple(mask[here] for mask in load_masks(models))
+    test = family(p.layout).examples(load_test(folder / p.data_file), scaling)
+    masks = load_masks(models).rows(here)
     return Network(parameters, masks, scaling, float(accuracy(parameters, test, 1)))

@@ -6,15 +6,15 @@ import shutil
 import signal
 import sys
 from collections.abc import Callable
+from concurrent.futures import BrokenExecutor
 from contextlib import suppress
-from itertools import pairwise
 from pathlib import Path
 from typing import NoReturn
 
 from lottery import LotteryError
+from lottery.files.workplace import FULL, root
 from lottery.params import Params, load
 from lottery.stages import hashed, progress
-from lottery.workplace import FULL, root
 
 # importing torch and MLflow makes a million objects that stay, and the collector would look through them every 700 more
 gc.set_threshold(100_000)
@@ -23,6 +23,10 @@ STAGE = os.environ.get("DVC_STAGE", "")  # empty where a person starts a stage w
 # at once: importing a stage's own modules takes seconds
 BEGAN_WITH = hashed.inputs(STAGE) if STAGE and Path("dvc.yaml").exists() else {}
 OTHER_ROOM = 70_000_000  # bytes that `download` writes for MNIST, its sources too; `evaluate` and `plot` need less
+ENDED = (
+    "run.threads: a worker was ended from outside, as happens where memory runs out: `dvc repro` starts this stage "
+    "anew; with fewer run.threads it takes less memory"
+)
 STARTER = hashed.starter() if STAGE else None
 
 
@@ -48,6 +52,8 @@ def run(stage: Callable[[], None]) -> NoReturn:
         if error.errno not in FULL:
             raise
         sys.exit(_complain(_no_room(error), 2))
+    except BrokenExecutor:
+        sys.exit(_complain(ENDED, 2))
     except KeyboardInterrupt:
         sys.exit(_complain("interrupted; `dvc repro` starts this stage anew", 130))
     gc.freeze()  # else Python spends over a second at exit on looking through all that torch and MLflow made
@@ -74,10 +80,9 @@ def _no_room(error: OSError) -> str:
 
 def _room(params: Params, level: str) -> int:
     """How many bytes of weights a level's folder holds; masks and histories take a hundredth of that."""
-    parameters = sum((inputs + 1) * outputs for inputs, outputs in pairwise(params.sizes))
-    arms = 1 if level == "dense" else len(params.arms(level))
+    parameters = sum(piece.size for piece in params.layout.pieces)
     states = 3 + params.train.twins + bool(level == "dense" and params.prune.rewind)  # initial, final, early stopping
-    return 4 * parameters * states * arms * len(params.train.seeds)
+    return 4 * parameters * states * len(params.rows(level))
 
 
 def _megabytes(number: int) -> str:

@@ -1,7 +1,7 @@
 """Download the data set and keep it as one file of tensors."""
 
 from lottery import params, tracking
-from lottery.data import fetch
+from lottery.files.data import fetch
 from lottery.stages import run
 
 

@@ -11,20 +11,22 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from lottery import claims, connectivity, params, reports, structure, tracking, verdicts
-from lottery.artifacts import load_contents, load_history, load_masks, load_parameters, load_twins
-from lottery.connectivity import Measured
-from lottery.data import load_split, load_test
-from lottery.images import Examples
-from lottery.network import Masks, Parameters, accuracy, stack
+from lottery import params, tracking
+from lottery.core.families import accuracy, family
+from lottery.core.pruning import density, weights_kept
+from lottery.core.stack import Stack, stack
+from lottery.evaluation import claims, connectivity, structure, verdicts
+from lottery.evaluation import tables as reports
+from lottery.evaluation.connectivity import Measured
+from lottery.evaluation.statistics import early_stopping, reached, summarize
+from lottery.files.artifacts import load_contents, load_history, load_masks, load_parameters, load_twins
+from lottery.files.data import load_split, load_test
+from lottery.files.workplace import replacing
 from lottery.params import Params
 from lottery.plan import BEFORE_TRAINING
-from lottery.pruning import density, weights_kept
 from lottery.stages import run, threads
 from lottery.stages.levels import check_level
 from lottery.stages.progress import report
-from lottery.statistics import early_stopping, reached, summarize
-from lottery.workplace import replacing
 
 MODELS, METRICS, TABLES = Path("models"), Path("reports/metrics.json"), Path("reports/tables")
 
@@ -92,14 +94,16 @@ def judge_claims(p: Params, networks: pd.DataFrame) -> list[tuple[claims.Claim, 
 
 
 def images(p: Params) -> tuple[Measured, Measured]:
-    """The test images and the training images, as `network.accuracy` takes them."""
+    """The test images and the training images, as `families.accuracy` takes them."""
     split = load_split(p.data_file, p.validation_images, p.data.scale)
-    on_test, on_train = (Examples(part, split.scaling) for part in (load_test(p.data_file), split.train))
+    on_test, on_train = (
+        family(p.layout).examples(part, split.scaling) for part in (load_test(p.data_file), split.train)
+    )
     return (on_test, threads(p)), (on_train, threads(p))
 
 
 def measure(p: Params, on_test: Measured, on_train: Measured) -> pd.DataFrame:
-    """A row a network: what it keeps, when it stopped, and its accuracy on the test and the training images."""
+    """One row per network: what it keeps, when it stopped, and its accuracy on the test and the training images."""
     tables, levels = [], ("dense", *p.order)
     for done, level in enumerate(levels):
         report(done, len(levels), f"level {level}")
@@ -135,14 +139,14 @@ def _measure_level(p: Params, name: str, on_test: Measured, on_train: Measured) 
     )
 
 
-def _accuracies(name: str, networks: Mapping[str, Parameters], on: Measured) -> dict[str, Tensor]:
+def _accuracies(name: str, networks: Mapping[str, Stack], on: Measured) -> dict[str, Tensor]:
     """A column for each of several states of the same networks, measured together to keep every core at work.
 
     A censored network is in the same state at its early-stopping iteration and at the last, and is measured once.
     """
     states = stack(list(networks.values()))
     different, where = torch.unique(states.flat, dim=0, return_inverse=True)
-    accuracies = accuracy(Parameters(different, states.sizes), *on)[where].chunk(len(networks))
+    accuracies = accuracy(Stack(different, states.layout), *on)[where].chunk(len(networks))
     return {f"{name}{state}": measured for state, measured in zip(networks, accuracies, strict=True)}
 
 
@@ -156,19 +160,19 @@ def of_every_level(p: Params, table: Callable[[Path], pd.DataFrame | None], colu
 def describe_masks(folder: Path) -> pd.DataFrame:
     """What a level's masks connect, and how far those of different seeds agree."""
     contents, masks = load_contents(folder), load_masks(folder)
-    return structure.describe({arm: _rows(masks, contents.rows(arm)) for arm in contents.arms})
+    return structure.describe({arm: masks.rows(contents.rows.of(arm)) for arm in contents.rows.arms})
 
 
 def distribute_weights(folder: Path) -> pd.DataFrame | None:
     """The distribution of the weights that a level's tickets keep, or of dense's weights, before and after training."""
     contents = load_contents(folder)
     arm = "ticket" if contents.path else "dense"
-    if arm not in contents.arms:
+    if arm not in contents.rows.arms:
         return None
-    rows = contents.rows(arm)
+    rows = contents.rows.of(arm)
     initial, final = (load_parameters(folder, which).rows(rows) for which in ("initial", "final"))
     limits = [structure.edges(weights) for weights in load_parameters(MODELS / "dense", "initial").weights]
-    return structure.kept_weights(_rows(load_masks(folder), rows), initial.weights, final.weights, limits)
+    return structure.kept_weights(load_masks(folder).rows(rows).weights, initial.weights, final.weights, limits)
 
 
 def measure_barriers(folder: Path, on_test: Measured, on_train: Measured) -> pd.DataFrame | None:
@@ -176,14 +180,10 @@ def measure_barriers(folder: Path, on_test: Measured, on_train: Measured) -> pd.
     twins = load_twins(folder)
     if twins is None:
         return None
-    arms, second = twins
-    contents, final = load_contents(folder), load_parameters(folder, "final")
-    first = stack([final.rows(contents.rows(arm)) for arm in arms])
-    return connectivity.table(arms, contents.seeds, first, second, on_test, on_train)
-
-
-def _rows(masks: Masks, rows: slice) -> Masks:
-    return tuple(mask[rows] for mask in masks)
+    rows, second = twins
+    own, final = load_contents(folder).rows, load_parameters(folder, "final")
+    first = stack([final.rows(own.of(arm)) for arm in rows.arms])
+    return connectivity.table(rows, first, second, on_test, on_train)
 
 
 def _write(path: Path, content: dict[str, Any] | list[dict[str, Any]]) -> None:

@@ -20,24 +20,11 @@ from filelock import FileLock, Timeout
 
 import lottery
 from lottery import LotteryError, params
-from lottery.digests import digest
+from lottery.files.digests import digest, digest_of_files
 
 PARAMS = "params.yaml: "  # before a key, in the name of an input
-SHELLS = (
-    "sh",
-    "ash",
-    "bash",
-    "dash",
-    "zsh",
-    "ksh",
-    "mksh",
-    "fish",
-    "csh",
-    "tcsh",
-    "elvish",
-    "nu",
-    "xonsh",
-)  # one may stand between DVC and a stage
+# one may stand between DVC and a stage
+SHELLS = ["sh", "ash", "bash", "dash", "zsh", "ksh", "mksh", "fish", "csh", "tcsh", "elvish", "nu", "xonsh"]
 LOCKS = Path(".lottery/locks")  # of the working folder: a DVC experiment in a copy has its own
 PATIENCE = 20  # seconds that a stage whose DVC was killed has to end
 
@@ -53,7 +40,7 @@ def check_code() -> None:
 
 
 def inputs(stage: str) -> dict[str, object]:
-    """The digest of each source file and each value of params.yaml that dvc.yaml lists for a stage, by its name."""
+    """The digest of each source and each value of params.yaml that dvc.yaml lists for a stage, by its name."""
     name, _, level = _short(stage).partition("@")
     entry: dict[str, Any] = yaml.safe_load(Path("dvc.yaml").read_text(encoding="utf-8"))["stages"].get(name, {})
     entry = entry.get("do", entry)
@@ -79,7 +66,13 @@ def _values(names: Iterable[str]) -> dict[str, object]:
 
 
 def _digest(path: Path) -> str | None:
-    return digest(path) if path.is_file() else None
+    with suppress(OSError):  # of a file that goes meanwhile
+        if path.is_file():
+            return digest(path)
+        if path.is_dir():
+            files = (file for file in path.rglob("*") if file.is_file() and "__pycache__" not in file.parts)
+            return digest_of_files({file.relative_to(path).as_posix(): digest(file) for file in files})
+    return None
 
 
 def _value(content: Any, key: str) -> object:

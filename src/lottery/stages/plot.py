@@ -1,7 +1,6 @@
 """Draw the figures, and write the report."""
 
 import json
-from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -9,15 +8,20 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from lottery import LotteryError, figures, params, report, reports, tracking
-from lottery.artifacts import load_contents, load_history, load_masks
-from lottery.digests import digest
-from lottery.drawing import Results
+from lottery import LotteryError, params, tracking
+from lottery.core.arms import ARMS
+from lottery.core.families import family
+from lottery.evaluation import tables as reports
+from lottery.evaluation.tables import load_table
+from lottery.files.artifacts import load_contents, load_history, load_masks
+from lottery.files.digests import digest
+from lottery.files.workplace import replacing
 from lottery.params import Params
-from lottery.report import Findings
-from lottery.reports import load_table
+from lottery.report import figures
+from lottery.report import page as report
+from lottery.report.drawing import Results
+from lottery.report.page import Findings
 from lottery.stages import run, threads
-from lottery.workplace import replacing
 
 MODELS, TABLES = Path("models"), Path("reports/tables")
 FIGURES, PAGE = Path("reports/figures"), Path("reports/report.html")
@@ -30,13 +34,7 @@ def main() -> None:
         results = load_results()
         with replacing(FIGURES) as folder:
             folder.mkdir()
-            try:
-                figures.save_figures(results, folder, threads(p), tracked.connect)
-            except BrokenProcessPool as error:
-                raise LotteryError(
-                    "run.threads: a worker that drew a figure was ended from outside, as happens where memory runs "
-                    "out: `dvc repro` starts this stage anew; with fewer run.threads it takes less memory"
-                ) from error
+            figures.save_figures(results, folder, threads(p), tracked.connect)
         with replacing(PAGE) as page:
             page.write_text(report.render(load_findings(p), FIGURES, threads(p)), encoding="utf-8")
         tracked.log_plots([FIGURES, PAGE])
@@ -54,18 +52,14 @@ def load_results() -> Results:
 
 def load_findings(p: Params) -> Findings:
     """What the report says: the reports, and what they come from."""
-    levels = load_report("levels.csv")
+    tables = {name: load_report(f"{name}.csv") for name in report.TABLES}
     return Findings(
-        levels=levels,
-        networks=load_report("networks.csv"),
-        verdicts=load_report("verdicts.csv"),
-        conditions=load_report("conditions.csv"),
+        **tables,
         claims=load_claims(),
-        structure=load_report("structure.csv"),
-        warning=reports.warning(levels, p.iterations, p.train.evaluate_every),
+        warning=reports.warning(tables["levels"], p.iterations, p.train.evaluate_every),
         settings=p.model_dump(mode="json", exclude_none=True, exclude={"tracking", "run"}),
         iterations=p.iterations,
-        sizes=p.sizes,
+        layout=p.layout,
         data=digest_of_data(p.data_file),
         tables=f"{digest(TABLES)}.dir",
     )
@@ -102,11 +96,11 @@ def _damaged(name: str) -> LotteryError:
 
 def load_connections(folder: Path) -> NDArray[np.float64]:
     """How many first-layer connections each input keeps in a level's tickets, mean over seeds, [in]."""
-    arms = load_contents(folder).arms
-    others = ("random", "random-inputs", "small-dense")  # all arms but these have the ticket's mask
-    ticket = min(arms, key=lambda arm: (arm != "ticket", arm in others))
-    rows = load_contents(folder).rows(ticket)
-    connections: NDArray[np.float64] = load_masks(folder)[0][rows].sum(dim=2).double().mean(dim=0).numpy()
+    rows = load_contents(folder).rows
+    ticket = min(rows.arms, key=lambda arm: (arm != "ticket", ARMS[arm].own_mask))
+    masks = load_masks(folder).rows(rows.of(ticket))
+    first = family(masks.layout).connections(masks)[0]
+    connections: NDArray[np.float64] = first.sum(dim=2).double().mean(dim=0).numpy()
     return connections
 
 

@@ -3,11 +3,12 @@
 from dataclasses import replace
 from pathlib import Path
 
-from lottery import experiment, params, tracking
-from lottery.arms import Ticket
-from lottery.artifacts import load_masks, load_parameters, save_level
-from lottery.experiment import Pruning
-from lottery.pruning import Evidence
+from lottery import params, tracking
+from lottery.core import experiment
+from lottery.core.experiment import Pruning
+from lottery.core.ingredients import Ingredients
+from lottery.core.pruning import Evidence
+from lottery.files.artifacts import load_masks, load_parameters, load_rewound, save_level
 from lottery.stages import level_name, run
 from lottery.stages.levels import check_level
 from lottery.stages.training import load_images, recipe, trainer
@@ -24,24 +25,24 @@ def main() -> None:
         held = check_level(p, above)
         if above != "dense":
             check_level(p, "dense")
-        pruned = held.rows(p.prune.source if held.path else "dense")
+        pruned = held.rows.of(p.prune.source if held.path else "dense")
         initial, final = (load_parameters(parent, which).rows(pruned) for which in ("initial", "final"))
         path = (*held.path, p.levels[name].sparsity)
         masks = experiment.prune(
             Evidence(initial, final, p.train.seeds, path, images),
-            tuple(mask[pruned] for mask in load_masks(parent)),
+            load_masks(parent).rows(pruned),
             Pruning(p.criterion(name), p.scope(name), p.prune.output_rate),
         )
-        ticket = Ticket(
+        ingredients = Ingredients(
             masks,
-            load_parameters(Path("models/dense"), "rewind" if p.prune.rewind else "initial"),
+            load_rewound(Path("models/dense")),
             final,
             p.train.seeds,
             path,
             p.network.initialization,
             replace(recipe(p), start=p.prune.rewind),
         )
-        level = experiment.level(ticket, p.arms(name), trainer(p, name, images, tracked.watch), p.train.twins)
+        level = experiment.level(ingredients, p.arms(name), trainer(p, name, images, tracked.watch), p.train.twins)
         save_level(level, folder)
         tracked.log_level(folder)
 

@@ -1,10 +1,11 @@
-"""Train the dense networks, one a seed."""
+"""Train the dense networks, one per seed."""
 
 from dataclasses import replace
 from pathlib import Path
 
-from lottery import experiment, params, tracking
-from lottery.artifacts import save_level
+from lottery import params, tracking
+from lottery.core import experiment
+from lottery.files.artifacts import save_level
 from lottery.stages import run
 from lottery.stages.training import load_images, recipe, trainer
 
@@ -15,10 +16,10 @@ def main() -> None:
     folder = Path("models/dense")
     with tracking.stage(p, "dense") as tracked:
         level = experiment.dense(
-            p.sizes,
+            p.layout,
             p.network.initialization,
             p.train.seeds,
-            replace(recipe(p), rewind=p.prune.rewind or None),
+            replace(recipe(p), rewind=p.prune.rewind),
             trainer(p, "dense", load_images(p), tracked.watch),
             p.train.twins,
         )

@@ -1,18 +1,17 @@
 """Training as params.yaml says it: what the stages `train` and `prune` share."""
 
 from collections.abc import Callable, Sequence
-from concurrent.futures.process import BrokenProcessPool
 
 from lottery import LotteryError
-from lottery.data import load_split
-from lottery.experiment import Train
-from lottery.images import Split
-from lottery.network import Masks, Parameters
+from lottery.core.experiment import Train
+from lottery.core.images import Split
+from lottery.core.schedules import Constant, Cosine, Schedule, Step, WarmUp
+from lottery.core.stack import Masks, Stack
+from lottery.core.training import DivergedError, Group, Recipe, Trained, train
+from lottery.files.data import load_split
 from lottery.params import Params
-from lottery.schedules import Schedule, Step, WarmUp, constant, cosine
 from lottery.stages import threads
 from lottery.stages.progress import report
-from lottery.training import DivergedError, Group, Recipe, Trained, train
 
 
 def load_images(params: Params) -> Split:
@@ -22,38 +21,24 @@ def load_images(params: Params) -> Split:
 
 def recipe(params: Params) -> Recipe:
     """The dense networks' recipe, which those of the arms derive from."""
-    t = params.train
-    return Recipe(
-        iterations=params.iterations,
-        batch_size=t.batch_size,
-        learning_rate=t.learning_rate,
-        evaluate_every=t.evaluate_every,
-        optimizer=t.optimizer,
-        momentum=t.momentum,
-        weight_decay=t.weight_decay,
-        schedule=schedule(params),
-    )
+    same = {"batch_size", "learning_rate", "evaluate_every", "optimizer", "momentum", "weight_decay"}
+    settings = params.train.model_dump(include=same)
+    return Recipe(iterations=params.iterations, schedule=schedule(params), **settings)
 
 
 def schedule(params: Params) -> Schedule:
     """The schedule of the learning rate; `params` has seen to it that each has its own settings."""
     t = params.train
-    match t.schedule:
-        case "warm-up":
-            return WarmUp(t.warm_up or 1)
-        case "step":
-            return Step(t.drops or ()) if t.drop_factor is None else Step(t.drops or (), t.drop_factor)
-        case "cosine":
-            return cosine
-        case "constant":
-            return constant
+    step = Step(t.drops or ()) if t.drop_factor is None else Step(t.drops or (), t.drop_factor)
+    every: dict[str, Schedule] = {"constant": Constant(), "cosine": Cosine(), "step": step}
+    return WarmUp(t.warm_up or 1) if t.schedule == "warm-up" else every[t.schedule]
 
 
 def trainer(params: Params, level: str, images: Split, watch: Callable[[Group], None]) -> Train:
     """`training.train` on these images and the pipeline's threads; ``watch`` is told of every evaluation."""
 
     def run(
-        start: Parameters, masks: Masks, seeds: Sequence[int], path: Sequence[float], recipes: Sequence[Recipe]
+        start: Stack, masks: Masks, seeds: Sequence[int], path: Sequence[float], recipes: Sequence[Recipe]
     ) -> Trained:
         last = recipes[0].iterations
         done = [recipe.start for recipe in recipes]
@@ -61,7 +46,7 @@ def trainer(params: Params, level: str, images: Split, watch: Callable[[Group], 
 
         def advanced(group: Group) -> None:
             watch(group)
-            done[group.first : group.first + len(group.seeds)] = [group.iteration] * len(group.seeds)
+            done[group.rows] = [group.iteration] * len(group.task.seeds)
             report(sum(done) - first, total, f"iteration {min(done):,} of {last:,}")
 
         try:
@@ -71,11 +56,6 @@ def trainer(params: Params, level: str, images: Split, watch: Callable[[Group], 
                 f"params.yaml: train.learning_rate: training diverged at {params.train.learning_rate}: the "
                 f"validation loss of {level}, seed {seeds[error.row]}, is not finite at iteration "
                 f"{error.iteration}; lower it"
-            ) from error
-        except BrokenProcessPool as error:
-            raise LotteryError(
-                f"run.threads: a worker that trained {level} was ended from outside, as happens where memory runs "
-                "out: `dvc repro` starts this stage anew; with fewer run.threads it takes less memory"
             ) from error
 
     return run

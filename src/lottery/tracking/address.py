@@ -1,4 +1,4 @@
-"""Where the MLflow store is and what it says when it fails, before MLflow is imported."""
+"""The address of the MLflow store and the words for its failures, without importing MLflow."""
 
 import os
 import re
@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import unquote
 
-from lottery.workplace import root
+from lottery.files.workplace import root
 
 
 class StoreError(Exception):
@@ -74,7 +74,7 @@ def without_password(text: str) -> str:
 
 
 def fault(error: Exception) -> str:
-    """What an error of the store's says, in a line without secrets, with the remedy where it is known."""
+    """The message of the store's error, in a line without secrets, with the remedy where it is known."""
     return without_password(first_line(understood(error)))
 
 
@@ -91,7 +91,7 @@ def understood(error: Exception) -> Exception:
 
 
 def first_line(error: Exception) -> str:
-    """What an error says, in a line."""
+    """The message of an error, in a line."""
     # SQLAlchemy may begin with a remark in brackets on its own doings
     lines = [line for line in str(error).strip().splitlines() if not line.startswith("(raised as a result of")]
     return (lines or [type(error).__name__])[0]

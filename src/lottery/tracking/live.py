@@ -18,18 +18,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lottery import LotteryError
-from lottery.digests import digest
+from lottery.files.digests import digest
+from lottery.files.workplace import root
 from lottery.params import Params
 from lottery.tracking.address import StoreError, fault, is_sqlite, shown_uri, understood
 from lottery.tracking.outputs import TABLES, Output, digest_of_outs, pipeline_of
-from lottery.workplace import root
 
 if TYPE_CHECKING:
+    from lottery.core.training import Group
     from lottery.tracking.runs import Attempt, Recorder
-    from lottery.tracking.store import Points, Store
-    from lottery.training import Group
+    from lottery.tracking.store import Store
 
-MEANS_EVERY, NETWORKS_EVERY = 4.0, 24.0  # seconds between live points of the arms' means and of the networks
+MEANS_EVERY = 4.0  # seconds between live points of the arms' means; a network's curves are logged when it ends
 NO_ANSWER = 6.0  # seconds that a call may take on a server; HTTP requests give up after 2 by themselves
 NO_ANSWER_SQLITE = 120.0  # creating the store takes some, and others may write
 
@@ -50,9 +50,8 @@ class StageRun:
         self._connected = threading.Event()
         self._seen: queue.SimpleQueue[tuple[int, int, list[list[float]]]] = queue.SimpleQueue()
         self._watched_to: dict[int, int] = {}  # how many evaluations of each group are in it, by the group's first row
-        # what was seen and is not logged yet: by (arm, iteration) and seed, and by network
-        self._means: dict[tuple[str, int], dict[int, tuple[float, ...]]] = {}
-        self._curves: dict[tuple[str, int], list[tuple[int, tuple[float, ...]]]] = {}
+        # what was seen and is not logged yet, by (arm, iteration) and seed
+        self._means: dict[tuple[str, int], dict[int, list[float]]] = {}
         if params.tracking.required:
             self.connect()
             self._wait(self._connected.is_set)
@@ -72,13 +71,13 @@ class StageRun:
             self._thread.start()
 
     def watch(self, group: "Group") -> None:
-        """A group has been evaluated: what `training.train` calls, after it has forked."""
+        """Take note of a group's evaluations; `training.train` calls it after it has forked."""
         self.connect()
         # a worker may be at the group again already: what it has evaluated is read once
-        evaluated = int(group.evaluated)
+        evaluated = int(group.state.evaluated)
         for place in range(self._watched_to.get(group.first, 0), evaluated):
-            values: list[list[float]] = group.history[:, :, place].T.tolist()
-            self._seen.put((group.first, group.recipe.evaluations[place], values))
+            values: list[list[float]] = group.state.history[:, :, place].T.tolist()
+            self._seen.put((group.first, group.task.recipe.evaluations[place], values))
         self._watched_to[group.first] = evaluated
 
     def log_data(self) -> None:
@@ -142,17 +141,14 @@ class StageRun:
         try:
             self._open()
             self._connected.set()
-            due_means = time.monotonic()
-            due_networks = due_means + NETWORKS_EVERY
+            due = time.monotonic()
             while True:
                 try:
                     job = self._jobs.get(timeout=0.5)
                 except queue.Empty:
-                    now = time.monotonic()
-                    if self._trains and now >= due_means:
-                        self._log_live(networks=now >= due_networks)
-                        due_means = now + MEANS_EVERY
-                        due_networks = now + NETWORKS_EVERY if now >= due_networks else due_networks
+                    if self._trains and time.monotonic() >= due:
+                        self._log_means()
+                        due = time.monotonic() + MEANS_EVERY
                     continue
                 if job is None:
                     return
@@ -179,10 +175,8 @@ class StageRun:
                 experiment = os.environ.get("DVC_EXP_NAME")
                 sync = f"lottery sync --rev {experiment}" if experiment else "lottery sync"
                 if not self._params.tracking.required or self._connected.is_set():
-                    print(
-                        f"{self._failed}: this stage goes on untracked; {remedy} `{sync}` adds what is missing",
-                        file=self._stderr,
-                    )
+                    untracked = f"this stage goes on untracked; {remedy} `{sync}` adds what is missing"
+                    print(f"{self._failed}: {untracked}", file=self._stderr)
 
     def _watched(self, call: Callable[[], Any]) -> Any:
         self._since = time.monotonic()
@@ -203,19 +197,17 @@ class StageRun:
         self._attempt: Attempt = runs.Attempt(store.create(named(self._name), own, self._started))
         if self._trains:
             if self._is_first(store):
-                print(
-                    "MLflow's store is new: once all is done, `make ui` or `lottery sync` completes it",
-                    file=self._stderr,
-                )
+                remedy = "once all is done, `make ui` or `lottery sync` completes it"
+                print(f"MLflow's store is new: {remedy}", file=self._stderr)
             store.log(self._attempt.run, (), runs.level_settings(self._params, self._name))
-            for row, (arm, seed) in enumerate(runs.expected(self._params, self._name)):
+            for row, (arm, seed) in enumerate(self._params.rows(self._name)):
                 below = own | {runs.PARENT: self._attempt.run}
                 network = store.create(named(f"{self._name} {arm} {seed}"), below, self._started + 1 + row)
                 store.log(network, (), runs.network_settings(self._params, self._name, arm, seed))
                 self._attempt.networks[arm, seed] = network
 
     def _is_first(self, store: "Store") -> bool:
-        """Whether the store knows no level, and DVC may skip `evaluate` and `plot`: their results are here.
+        """Say whether the store knows no level, while DVC may skip `evaluate` and `plot`, whose results are here.
 
         `lottery repro`, which sets LOTTERY_OUTLOOK, ends with a sync, so nothing need be said then.
         """
@@ -228,16 +220,15 @@ class StageRun:
                 return not store.search(f"tags.`{KEY}` IS NOT NULL and params.level LIKE '%'")
         return False
 
-    def _log_live(self, networks: bool) -> None:
-        """The means of the arms whose seeds have all come to an iteration; the networks' own histories, if asked."""
+    def _log_means(self) -> None:
+        """Log the means of the arms whose seeds have all come to an iteration."""
         from lottery.tracking import runs
 
-        order = runs.expected(self._params, self._name)
+        order = list(self._params.rows(self._name))
         while not self._seen.empty():
             first, iteration, rows = self._seen.get()
             for (arm, seed), values in zip(order[first:], rows, strict=False):
-                self._means.setdefault((arm, iteration), {})[seed] = tuple(values)
-                self._curves.setdefault((arm, seed), []).append((iteration, tuple(values)))
+                self._means.setdefault((arm, iteration), {})[seed] = values
         seeds = self._params.train.seeds
         whole = [key for key, each in self._means.items() if len(each) == len(seeds)]
         points: list[tuple[str, float, int]] = []
@@ -245,17 +236,9 @@ class StageRun:
             each = self._means.pop((arm, iteration))
             columns = zip(*(each[seed] for seed in seeds), strict=True)
             points += runs.mean_points(arm, iteration, dict(zip(runs.CURVES, columns, strict=True)))
-        self._log(self._attempt.run, points)
-        for network in list(self._curves) if networks else []:
-            points = []
-            for iteration, curves in self._curves.pop(network):
-                points += runs.curve_points(iteration, dict(zip(runs.CURVES, curves, strict=True)))
-            self._log(self._attempt.networks[network], points)
-
-    def _log(self, run: str, points: "Points") -> None:
         if points:
-            self._recorder.store.log(run, points)
-            self._attempt.logged[run].update((key, step) for key, _, step in points)
+            self._recorder.store.log(self._attempt.run, points)
+            self._attempt.logged.update((key, step) for key, _, step in points)
 
     def _end(self, status: str) -> None:
         for run in (*self._attempt.networks.values(), self._attempt.run):

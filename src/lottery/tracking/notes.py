@@ -1,10 +1,10 @@
-"""What the notes of runs say, in Markdown: MLflow shows them as a run's description."""
+"""The notes of runs, in Markdown: MLflow shows them as a run's description."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from lottery.arms import ARMS
-from lottery.report import Findings, answer
+from lottery.core.arms import ARMS
+from lottery.report.page import Findings, answer
 from lottery.tracking.outputs import Output
 
 REPORT = "reports/report.html"
@@ -20,7 +20,7 @@ def of_level(output: Output, networks: int) -> str:
     """The note of a level's stage, to which each evaluation adds a line."""
     params, name = output.params, output.name
     seeds = f"{len(params.train.seeds)} seed{'s' * (len(params.train.seeds) != 1)}"
-    trained = f"{networks} networks of {'-'.join(map(str, params.sizes))}, {params.iterations} iterations each"
+    trained = f"{networks} networks of {params.layout.shown}, {params.iterations} iterations each"
     if name == "dense":
         return f"The dense networks, from which levels are pruned: {trained}, {seeds}."
     level, arms = params.levels[name], ", ".join(params.arms(name))
@@ -35,7 +35,7 @@ def of_network(level: str, arm: str, seed: int, kept: int, density: float, stop:
     )
     if stop["censored"]:
         told += " It is censored: this is its last evaluation, and it may have improved further."
-    what = (ARMS[arm].__doc__ or "").partition("\n")[0] if arm in ARMS else ""
+    what = (ARMS[arm].start.__doc__ or "").partition("\n")[0] if arm in ARMS else ""
     return f"{told}\n\n{what}".strip()
 
 
@@ -53,7 +53,7 @@ def of_plot(output: Output) -> str:
 
 
 def of_verdicts(output: Output, findings: Findings) -> Iterator[tuple[str, str]]:
-    """What an evaluation adds to the note of each level that it judged."""
+    """The line that an evaluation adds to the note of each level that it judged."""
     for each in findings.judged:
         yield each["level"], f"Pipeline {output.pipeline}: {_verdict(each)}"
 

@@ -1,4 +1,4 @@
-"""What DVC records of a stage's outputs, and the keys of the runs that show them."""
+"""DVC's records of the outputs of stages, and the keys of the runs that show them."""
 
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
@@ -10,11 +10,12 @@ import yaml
 from pydantic import ValidationError
 
 from lottery import LotteryError
-from lottery.digests import digest_of_files
+from lottery.files.digests import digest_of_files
 from lottery.params import RECORDED, Params
 
 PIPELINE = "lottery.pipeline."  # begins the tag of a pipeline's runs
 TABLES = "reports/tables"
+SECTIONS = ("network", "train", "prune")  # of params.yaml, of which each stage records its own
 
 
 class MissingError(Exception):
@@ -27,22 +28,20 @@ def digest_of_outs(outs: Mapping[str, str]) -> str:
 
 
 def pipeline_of(tables: str) -> str:
-    """What a pipeline is called: the first digits of the MD5 sum of its tables, which its report names."""
+    """The name of a pipeline: the first digits of the MD5 sum of its tables, which its report names."""
     return tables[:8]
 
 
 @dataclass(frozen=True)
 class Output:
-    """What a stage left: enough to say what its runs show."""
+    """The output of a stage: enough to make its runs."""
 
     name: str  # the run's: a level, or download, evaluate or plot
     stage: str  # DVC's: prune@p80
     digest: str
     data_digest: str
     params: Params
-    files: Callable[
-        [], AbstractContextManager[Path]
-    ]  # the folder with its files, fetched if need be; raises MissingError
+    files: Callable[[], AbstractContextManager[Path]]  # its folder, fetched if need be; raises MissingError
     pipeline: str = ""  # of `evaluate` and `plot`: the first digits of the MD5 sum of the tables
 
     @property
@@ -79,11 +78,11 @@ class Recorded:
 
     @property
     def pipeline(self) -> str:
-        """As `Output.pipeline`."""
+        """The name of the pipeline, as `Output.pipeline`."""
         return pipeline_of({**self.deps, **self.outs}.get(TABLES, ""))
 
     def output(self, files: Callable[["Recorded"], AbstractContextManager[Path]]) -> Output:
-        """As an output; ``files`` gives `folder` with its files."""
+        """Convert to an output; ``files`` gives `folder` with its files."""
         total = digest_of_outs(self.outs)
         return Output(self.name, self.stage, total, self.data_digest, self.params, lambda: files(self), self.pipeline)
 
@@ -124,9 +123,7 @@ def _stages(stages: dict[str, Any], current: Params) -> Iterable[Recorded]:
     names = {"download": "download", "train": "dense"} | {f"prune@{level}": level for level in whole.order}
     for stage, name in (names | {"evaluate": "evaluate", "plot": "plot"}).items():
         if stage in stages:
-            own = {
-                section: value for section, value in values[stage].items() if section in ("network", "train", "prune")
-            }
+            own = {section: values[stage][section] for section in SECTIONS if section in values[stage]}
             if name == "dense":  # of `prune` it depends on `rewind` alone
                 own["prune"] = every["prune"] | own["prune"]
             outs, deps = (

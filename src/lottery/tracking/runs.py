@@ -1,9 +1,8 @@
-"""What runs say, read from the outputs: the same while a stage works and when its runs are made later."""
+"""The contents of runs, read from the outputs: the same while a stage works and when its runs are made later."""
 
 import json
 import math
 import shutil
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -15,20 +14,20 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Run, RunTag
 from mlflow.utils import mlflow_tags as tags
 from mlflow.utils.validation import MAX_PARAM_VAL_LENGTH
 from safetensors.torch import save
-from torch import Tensor
 
-from lottery.artifacts import load_contents, load_history, load_masks
+from lottery.core.pruning import density, weights_kept
+from lottery.core.stack import Masks
+from lottery.evaluation.statistics import by_level, early_stopping
+from lottery.evaluation.structure import of_networks
+from lottery.evaluation.tables import load_table
+from lottery.files.artifacts import load_contents, load_history, load_masks
 from lottery.params import Params
 from lottery.provenance import git
-from lottery.pruning import density, weights_kept
-from lottery.reports import load_table
-from lottery.statistics import by_level, early_stopping
-from lottery.structure import of_networks
 from lottery.tracking.outputs import MissingError, Output
 from lottery.tracking.store import KEY, Content, Points, Store, is_deleted, metric, milliseconds
 
 if TYPE_CHECKING:
-    from lottery.report import Findings
+    from lottery.report.page import Findings
 
 PARENT, NAME, NOTE = tags.MLFLOW_PARENT_RUN_ID, tags.MLFLOW_RUN_NAME, tags.MLFLOW_RUN_NOTE
 APART = " · "  # between what a run is and where it comes from, in its name
@@ -50,14 +49,14 @@ CURVES = ("train_loss", "validation_loss", "validation_accuracy")  # a history's
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a run comes from: circumstances, which are not part of what it shows."""
+    """The origin of a run: circumstances, which are not part of what it shows."""
 
     commit: str = ""
     dirty: bool = False
     experiment: str = ""  # DVC's
 
     def tags(self, stage: str) -> dict[str, str]:
-        """As tags of a run of this DVC stage, with those that fill the UI's Source column."""
+        """Tags for a run of this DVC stage, with those that fill the UI's Source column."""
         values = {
             tags.MLFLOW_SOURCE_NAME: stage,
             tags.MLFLOW_SOURCE_TYPE: "PROJECT",
@@ -76,11 +75,7 @@ def origin_of_workspace(environment: Mapping[str, str]) -> Origin:
     """The checked-out commit, and the DVC experiment that this process belongs to."""
     # dvc.lock and reports/ are what a running pipeline writes itself
     changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!dvc.lock", ":!reports")
-    return Origin(
-        commit=git("rev-parse", "HEAD"),
-        dirty=bool(changed),
-        experiment=environment.get("DVC_EXP_NAME", ""),
-    )
+    return Origin(commit=git("rev-parse", "HEAD"), dirty=bool(changed), experiment=environment.get("DVC_EXP_NAME", ""))
 
 
 # --- contents --------------------------------------------------------------------------------------------------------
@@ -122,14 +117,9 @@ def network_settings(params: Params, name: str, arm: str, seed: int) -> dict[str
 def data_input(output: Output) -> DatasetInput:
     """The data set as a run's input."""
     params = output.params
-    profile = {"training images": params.training_images, "validation images": params.validation_images}
-    data = Dataset(
-        name=params.data.name,
-        digest=output.data_digest[:16],
-        source_type="local",
-        source=json.dumps({"uri": str(params.data_file)}),
-        profile=json.dumps(profile),
-    )
+    source = json.dumps({"uri": str(params.data_file)})
+    images = {"training images": params.training_images, "validation images": params.validation_images}
+    data = Dataset(params.data.name, output.data_digest[:16], "local", source, profile=json.dumps(images))
     return DatasetInput(data, [InputTag(tags.MLFLOW_DATASET_CONTEXT, "training")])
 
 
@@ -142,15 +132,8 @@ def mean_points(arm: str, iteration: int, values: Mapping[str, Iterable[float]])
             yield f"curves/{curve}.{arm}", mean, iteration
 
 
-def curve_points(iteration: int, values: Mapping[str, float]) -> Iterator[tuple[str, float, int]]:
-    """A network's history at one iteration, one metric per curve: `curves/validation_loss`."""
-    for curve, value in values.items():
-        if not math.isnan(value):
-            yield f"curves/{curve}", value, iteration
-
-
 def simple(output: Output, folder: Path) -> Content:
-    """What the run of `download`, `evaluate` or `plot` shows; ``folder`` holds the output's files."""
+    """The content of the run of `download`, `evaluate` or `plot`; ``folder`` holds the output's files."""
     from lottery.tracking import notes  # which needs matplotlib, and only where a stage has ended
 
     points: Points = ()
@@ -172,17 +155,16 @@ def simple(output: Output, folder: Path) -> Content:
 
 
 def findings(output: Output, folder: Path) -> "Findings":
-    """What an evaluation found, from the folder with its files; without what the page of the report alone needs."""
-    from lottery.report import Findings
+    """The findings of an evaluation, from the folder with its files, without those of the report's page alone."""
+    from lottery.report.page import TABLES, Findings
 
-    params = output.params
     return Findings(
-        **{name: _table(folder, name) for name in ("levels", "networks", "verdicts", "conditions", "structure")},
+        **{name: _table(folder, name) for name in TABLES},
         claims=(),
         warning="",
         settings={},
-        iterations=params.iterations,
-        sizes=params.sizes,
+        iterations=output.params.iterations,
+        layout=output.params.layout,
         data=output.data_digest,
         tables=output.pipeline,
     )
@@ -224,7 +206,7 @@ def summary(levels: pd.DataFrame) -> Iterator[tuple[str, float, int]]:
 
 
 def level(output: Output, folder: Path) -> tuple[Content, dict[tuple[str, int], Content]]:
-    """What the run of a level's stage shows, and what those of its networks do, by arm and seed."""
+    """The content of the run of a level's stage, and those of the runs of its networks, by arm and seed."""
     from lottery.tracking import notes
 
     contents, history, masks = load_contents(folder), load_history(folder), load_masks(folder)
@@ -236,7 +218,7 @@ def level(output: Output, folder: Path) -> tuple[Content, dict[tuple[str, int], 
     histories = dict(iter(history.groupby(["arm", "seed"], sort=False)))
     losses = history.set_index(["arm", "seed", "iteration"])["validation_loss"]
     networks = {}
-    for row, (arm, seed) in enumerate(contents.networks):
+    for row, (arm, seed) in enumerate(contents.rows):
         stop = stops.loc[(arm, seed)]
         loss = losses[arm, seed, stop["early_stopping_iteration"]]
         points = [
@@ -248,15 +230,16 @@ def level(output: Output, folder: Path) -> tuple[Content, dict[tuple[str, int], 
             ("early_stopping/censored", stop["censored"], 0),
             ("early_stopping/validation_loss", loss, 0),
         ]
-        for record in histories[arm, seed].to_dict("records"):
-            points += curve_points(record["iteration"], {curve: record[curve] for curve in CURVES})
+        for record in histories[arm, seed].to_dict("records"):  # nothing is trained before iteration 0
+            curves = [(f"curves/{curve}", record[curve], record["iteration"]) for curve in CURVES]
+            points += [point for point in curves if not math.isnan(point[1])]
         networks[arm, seed] = Content(
             _name(output, arm, seed),
             network_settings(output.params, output.name, arm, seed),
             points,
             notes.of_network(output.name, arm, seed, sum(kept[row]), densities[row], stop, loss),
             data,
-            {"mask": partial(_save_mask, [mask[row] for mask in masks])},
+            {"mask": partial(_save_mask, masks.rows([row]))},
         )
     means = [("sparsity", sparsity, 0), ("density", math.fsum(densities) / len(densities), 0)]
     for (arm, iteration), rows in history.groupby(["arm", "iteration"], sort=False):
@@ -265,12 +248,12 @@ def level(output: Output, folder: Path) -> tuple[Content, dict[tuple[str, int], 
     return Content(output.name, level_settings(output.params, output.name), means, note, data), networks
 
 
-def _save_mask(masks: list[Tensor], folder: Path) -> None:
-    from lottery.mask_figures import save_mask_picture  # matplotlib takes 0.2 s, while nobody waits for it here
+def _save_mask(mask: Masks, folder: Path) -> None:
+    from lottery.report.mask_figures import save_mask_picture  # matplotlib takes 0.2 s, while nobody waits for it here
 
-    layers = {f"layer{i}": mask.contiguous() for i, mask in enumerate(masks)}
+    layers = {piece.layer: mask[piece.name][0].contiguous() for piece in mask.layout.weights}
     (folder / "mask.safetensors").write_bytes(save(layers))
-    save_mask_picture(masks[0], folder / "mask.png")
+    save_mask_picture(mask.weights[0][0], folder / "mask.png")
 
 
 # --- runs ------------------------------------------------------------------------------------------------------------
@@ -278,16 +261,16 @@ def _save_mask(masks: list[Tensor], folder: Path) -> None:
 
 @dataclass
 class Attempt:
-    """The runs that a working stage has opened, and the (key, step) of the points on each."""
+    """The runs that a working stage has opened, and the (key, step) of the points on its own."""
 
     run: str
     networks: dict[tuple[str, int], str] = field(default_factory=dict)
-    logged: dict[str, set[tuple[str, int]]] = field(default_factory=lambda: defaultdict(set))
+    logged: set[tuple[str, int]] = field(default_factory=set)
 
 
 @dataclass
 class Tally:
-    """What became of the runs that outputs should have."""
+    """The fates of the runs that outputs should have."""
 
     there: int = 0  # before
     made: int = 0
@@ -330,7 +313,7 @@ class Recorder:
         with self.store.lock():
             found = self._stage_run(output, attempt)
             unfinished = self._is_wanted(found, output.name)
-            keys = {each: output.network_key(*each) for each in expected(output.params, output.name)}
+            keys = {each: output.network_key(*each) for each in output.params.rows(output.name)}
             networks = self._networks(output, self.store.keep_one)
             wanted = [each for each, key in keys.items() if self._is_wanted(networks.get(key), _name(output, *each))]
             bare = [each for each, key in keys.items() if self._is_bare(networks.get(key), "mask")]
@@ -441,7 +424,7 @@ class Recorder:
         return run
 
     def _complete(self, run: str, key: str, content: Content, attempt: Attempt | None) -> None:
-        self.store.complete(run, key, content, attempt.logged[run] if attempt else ())
+        self.store.complete(run, key, content, attempt.logged if attempt and run == attempt.run else ())
         self.tally.made += 1
 
     def _adopt(self, networks: Iterable[Run], parent: str) -> None:
@@ -476,9 +459,3 @@ def _first(runs: list[Run]) -> Run | None:
 
 def _name(output: Output, arm: str, seed: int) -> str:
     return f"{output.name} {arm} {seed}"
-
-
-def expected(params: Params, level: str) -> list[tuple[str, int]]:
-    """(arm, seed) of each network that a level has, in the order of the stack."""
-    arms = ("dense",) if level == "dense" else params.arms(level)
-    return [(arm, seed) for arm in arms for seed in params.train.seeds]

@@ -16,11 +16,11 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 from sqlalchemy import create_engine
 
 from lottery import LotteryError, params
+from lottery.files.workplace import root
 from lottery.server import check_port
 from lottery.tracking.address import fault, is_own, shown_uri, tracking_uri
 from lottery.tracking.outputs import PIPELINE, recorded
 from lottery.tracking.store import Store, milliseconds
-from lottery.workplace import root
 
 HOST = "127.0.0.1"
 ALL = "all"  # what an address calls the view of all runs; that of a pipeline has the pipeline's name
@@ -62,19 +62,15 @@ def serve_ui(port: int) -> None:
     # the page opens in its mode for language models unless its address says otherwise; an order or a search in the
     # address would make MLflow ignore the view, so the view has them
     page = f"{base}/#/experiments/{store.experiment}/runs?workflowType=machine_learning&viewStateShareKey="
-    lines = [f"MLflow UI: {page}{pipeline or ALL}"]
+    told = f"pipeline {pipeline}; all runs: {page}{ALL}\n" if pipeline else ""
     if count > FIRST_PAGE:
-        lines.insert(
-            0,
-            f"stages alone: the page shows {FIRST_PAGE} runs, and this pipeline has {count}; "
-            f"`{PIPELINE}{pipeline}` in the search without `{STAGES.strip()}` shows networks too",
-        )
-    if pipeline:
-        lines.insert(0, f"pipeline {pipeline}; all runs: {page}{ALL}")
+        told += f"stages alone: the page shows {FIRST_PAGE} runs, and this pipeline has {count}; "
+        told += f"`{PIPELINE}{pipeline}` in the search without `{STAGES.strip()}` shows networks too\n"
+    told += f"MLflow UI: {page}{pipeline or ALL}"
     if remote:
-        print("\n".join(lines))
+        print(told)
     else:
-        _serve(port, "\n".join(lines))
+        _serve(port, told)
 
 
 def _serve(port: int, told: str) -> None:

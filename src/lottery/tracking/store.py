@@ -18,9 +18,9 @@ from urllib.request import url2pathname
 import psutil
 from filelock import FileLock, Timeout
 
-from lottery.reports import DECIMALS
+from lottery.evaluation.tables import DECIMALS
+from lottery.files.workplace import root, scratch
 from lottery.tracking.address import StoreError, is_sqlite, sqlite_path, sqlite_uri, tracking_uri
-from lottery.workplace import root, scratch
 
 # Set before mlflow is imported: nothing calls home, and a server that is down costs seconds, where MLflow's own
 # 7 retries of 120 s cost a quarter of an hour.
@@ -54,7 +54,7 @@ Points = Sequence[tuple[str, float, int]]  # key, value, step
 
 @dataclass(frozen=True)
 class Content:
-    """What a run shows, circumstances apart."""
+    """The content of a run, circumstances apart."""
 
     name: str
     params: Mapping[str, str]
@@ -96,10 +96,8 @@ class Store:
             if path.exists() and path.stat().st_size:
                 with closing(sqlite3.connect(path, timeout=20)) as database:
                     tables = {name for (name,) in database.execute("SELECT name FROM sqlite_master")}
-                    if (
-                        "alembic_version" not in tables
-                        or not database.execute("SELECT * FROM alembic_version").fetchone()
-                    ):
+                    known = "alembic_version" in tables
+                    if not known or not database.execute("SELECT * FROM alembic_version").fetchone():
                         raise StoreError(f"{path} is no whole MLflow store; move it away and run `lottery sync`")
                 return
             path.parent.joinpath(".lottery").mkdir(exist_ok=True)
@@ -140,7 +138,7 @@ class Store:
 
     @property
     def _artifacts(self) -> str:
-        """Where artifacts are: `mlartifacts` beside the store."""
+        """The place of artifacts: `mlartifacts` beside the store."""
         return ((sqlite_path().parent if is_sqlite() else root()) / "mlartifacts").resolve().as_uri()
 
     def _bring_artifacts(self, before: str) -> None:

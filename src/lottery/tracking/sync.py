@@ -12,7 +12,8 @@ from dvc.scm import RevError, resolve_rev
 from mlflow.entities import Run
 
 from lottery import LotteryError
-from lottery.digests import digest, digest_of_files
+from lottery.files.digests import digest, digest_of_files
+from lottery.files.workplace import root, scratch
 from lottery.params import Params
 from lottery.provenance import git, refusal
 from lottery.tracking.address import fault, first_line, shown_uri
@@ -20,7 +21,6 @@ from lottery.tracking.outputs import MissingError, Output, Recorded, recorded
 from lottery.tracking.runs import PARENT, Origin, Recorder, origin_of_workspace
 from lottery.tracking.serve import connect
 from lottery.tracking.store import Store, is_deleted
-from lottery.workplace import root, scratch
 
 FILES = ("history.csv", "masks.safetensors")  # what a level's runs show; its weights are large and not among it
 
@@ -73,9 +73,8 @@ def _sync(recorder: Recorder, params: Params, source: "Workspace | Revision") ->
             if entry.name == "evaluate":
                 same = source.models([level.name for level in levels]) == entry.deps.get("models")
                 if not same:
-                    missing.append(
-                        "evaluate: read other levels than those here, whose runs get no test results from it"
-                    )
+                    text = "evaluate: read other levels than those here, whose runs get no test results from it"
+                    missing.append(text)
                 recorder.evaluation(output, levels if same else [])
             elif entry.name in ("download", "plot"):
                 recorder.simple(output)

@@ -16,41 +16,19 @@ from typing import TYPE_CHECKING
 
 import matplotlib
 import numpy as np
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
-from lottery.connectivity import STABLE
-from lottery.drawing import (
-    GREY,
-    LINE,
-    STYLE,
-    WIDTH,
-    Found,
-    Results,
-    add_legend,
-    describe,
-    draw_band,
-    draw_lines,
-    draw_seeds,
-    in_words,
-    label_outer,
-    limits_of,
-    new_figure,
-    number,
-    over_seeds,
-    paths_in_words,
-    shades,
-    size_in_inches,
-    spread,
-    width_of,
-)
-from lottery.mask_figures import kept_weights, mask_inputs, mask_overlap, mask_structure
-from lottery.statistics import interval
-from lottery.workers import shared, workers
+from lottery.core.workers import Workers
+from lottery.evaluation.connectivity import BARRIERS, STABLE
+from lottery.evaluation.statistics import interval
+from lottery.report import drawing
+from lottery.report.drawing import GREY, LINE, STYLE, WIDTH, Found, Results
+from lottery.report.mask_figures import kept_weights, mask_inputs, mask_overlap, mask_structure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-BARRIERS = {"barrier_test": "test images", "barrier_train": "training images"}
 MOST_CURVES = 6  # levels with learning curves, spread over the levels; more would be too small to read
 HOLLOW = "Hollow: a network or more is censored (best at its last evaluation), and the interval has no upper limit."
 
@@ -66,18 +44,15 @@ def save_figures(
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(STYLE)
         # matplotlib may draw in one thread alone
-        pool = workers(min(processes, len(FIGURES)) if sys.platform == "linux" else 1, results)
-        try:
-            drawn = [pool.submit(_save_figure, name, folder) for name in FIGURES]
+        with Workers(min(processes, len(FIGURES)) if sys.platform == "linux" else 1, results) as workers:
+            drawn = [workers.submit(_save_figure, name, folder) for name in FIGURES]
             meanwhile()
             for each in drawn:
                 each.result()
-        finally:
-            pool.shutdown(cancel_futures=True)
 
 
-def _save_figure(name: str, folder: Path) -> None:
-    figure = FIGURES[name](shared())
+def _save_figure(results: Results, name: str, folder: Path) -> None:
+    figure = FIGURES[name](results)
     if figure:
         figure.savefig(folder / f"{name}.png", metadata={"Software": None, "Description": figure.get_label()})
 
@@ -87,69 +62,65 @@ def _save_figure(name: str, folder: Path) -> None:
 
 def accuracy_vs_pruning(results: Results) -> Figure:
     """Test accuracy at the early-stopping iteration against density, sparser to the right as in the paper."""
-    figure = new_figure(4.5)
+    figure = drawing.new_figure(4.5)
     _draw_accuracy(figure.subplots(), results)
-    add_legend(figure, results, _dots(results), paths_in_words(results))
-    return describe(figure, f"Mean test accuracy in percent: {in_words(results, _accuracy(results), '.2f')}.")
+    drawing.add_legend(figure, results, _dots(results), drawing.paths_in_words(results))
+    return drawing.describe(figure, _accuracy_in_words(results))
 
 
 def accuracy_difference(results: Results) -> Figure:
     """Each network's test accuracy minus that of the dense network of the same seed."""
-    figure = new_figure(4.5)
+    figure = drawing.new_figure(4.5)
     axes = figure.subplots()
     _draw_difference(axes, results)
     axes.set_title("Difference in test accuracy from the dense network of the same seed")
-    add_legend(figure, results, _dots(results))
-    points = in_words(results, over_seeds(results.differences, "difference"), "+.2f")
-    return describe(figure, f"Mean difference from dense in percentage points: {points}.")
+    drawing.add_legend(figure, results, _dots(results))
+    points = drawing.in_words(results, drawing.over_seeds(results.differences, "difference"), "+.2f")
+    return drawing.describe(figure, f"Mean difference from dense in percentage points: {points}.")
 
 
 def early_stopping(results: Results) -> Figure:
     """Early-stopping iteration against density: how fast each arm learns."""
-    figure = new_figure(4.5)
+    figure = drawing.new_figure(4.5)
     _draw_early_stopping(figure.subplots(), results)
-    add_legend(figure, results, _dots(results), paths_in_words(results), HOLLOW)
-    stops = in_words(results, over_seeds(results.networks, "early_stopping_iteration"), ",.0f")
-    return describe(figure, f"Mean early-stopping iteration: {stops}.", _censored_in_words(results))
+    drawing.add_legend(figure, results, _dots(results), drawing.paths_in_words(results), HOLLOW)
+    stops = drawing.in_words(results, drawing.over_seeds(results.networks, "early_stopping_iteration"), ",.0f")
+    return drawing.describe(figure, f"Mean early-stopping iteration: {stops}.", _censored_in_words(results))
 
 
 def parameter_reduction(results: Results) -> Figure:
     """Weights kept at each level, and the fraction that each layer keeps of its own."""
-    from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
-
     kept = results.kept_by_layer
-    percent = 100 * kept / kept.iloc[0]
-    figure = new_figure(1.75 + 0.36 * len(kept))
+    shares = 100 * kept / kept.iloc[0]
+    figure = drawing.new_figure(1.75 + 0.36 * len(kept))
     counts, fractions = figure.subplots(1, 2, sharey=True, width_ratios=[3, 2])
     _draw_weights_kept(counts, results)
-    for place, (layer, color) in enumerate(shades(kept)):
+    for place, (layer, color) in enumerate(drawing.shades(kept)):
         size = 11 - 5 * place / kept.shape[1]  # where layers keep the same fraction, all of them show
-        fractions.plot(percent[layer], range(len(kept)), "o", color=color, markersize=size)
+        fractions.plot(shares[layer], range(len(kept)), "o", color=color, markersize=size)
     fractions.set_xscale("log")
-    fractions.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if percent.min(axis=None) > 4 else (1,)))
+    fractions.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if shares.min(axis=None) > 4 else (1,)))
     fractions.xaxis.set_minor_locator(NullLocator())
-    fractions.xaxis.set_major_formatter(StrMethodFormatter("{x:g} %"))
+    fractions.xaxis.set_major_formatter("{x:g} %")
     fractions.set(title="Kept of each layer", xlabel="share of the layer's weights, log scale")
     weights = results.tree["weights_kept"]
-    said = ", ".join(f"{level} {weights[level]:,.0f}" for level in spread(list(weights.index), 8))
-    return describe(figure, f"Weights kept: {said}.")
+    said = ", ".join(f"{level} {weights[level]:,.0f}" for level in drawing.spread(list(weights.index), 8))
+    return drawing.describe(figure, f"Weights kept: {said}.")
 
 
 def learning_curves(results: Results) -> Figure:
     """Validation loss against iteration for up to six levels, with the dense networks as the reference."""
-    from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
-
-    shown = spread(results.pruned, MOST_CURVES)
+    shown = drawing.spread(results.pruned, MOST_CURVES)
     columns = min(len(shown), 2 if len(shown) < 5 else 3)
     rows = math.ceil(len(shown) / columns)
-    figure = new_figure(1.2 + 2.6 * rows, "Validation loss while training")
+    figure = drawing.new_figure(1.2 + 2.6 * rows, "Validation loss while training")
     panels = list(figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).flat)
     # before training the loss is so high that the axis would show little else
     begun = results.history.groupby(["level", "arm"])["iteration"].transform("min")
     history = results.history[results.history["iteration"] > begun].set_index(["level", "arm"]).sort_index()
     losses = history.loc[[level in ("dense", *shown) for level in history.index.get_level_values("level")]]
     panels[0].set(yscale="log", ylim=(0.9 * losses["validation_loss"].min(), 1.1 * losses["validation_loss"].max()))
-    stops = over_seeds(results.networks, "early_stopping_iteration")
+    stops = drawing.over_seeds(results.networks, "early_stopping_iteration")
     lowest = {}
     for axes, level in zip(panels, shown, strict=False):
         for arm, look in reversed(results.looks.items()):
@@ -158,73 +129,71 @@ def learning_curves(results: Results) -> Figure:
                 curves = history.loc[[network]].pivot(index="iteration", columns="seed", values="validation_loss")
                 found = [interval(losses) for losses in curves.to_numpy().tolist()]
                 mean = [each.mean for each in found]
-                draw_band(axes, curves.index, [each.low for each in found], [each.high for each in found], look)
+                drawing.draw_band(axes, curves.index, [each.low for each in found], [each.high for each in found], look)
                 axes.plot(curves.index, mean, color=look.color, linestyle=look.line, linewidth=1.4)
                 stop = stops[network].mean
                 height = np.interp(stop, curves.index, mean)
                 axes.plot(stop, height, look.marker, color=look.color, markeredgecolor="white", markersize=8)
                 lowest[network] = interval(curves.min().tolist())
         axes.set_title(results.label(level, ", density "), weight="normal", size="medium")
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-        axes.yaxis.set_minor_formatter(NullFormatter())
+        drawing.label_log_axis(axes, "{x:g}")
         axes.xaxis.set_major_locator(MaxNLocator(6 - columns))
-        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+        axes.xaxis.set_major_formatter("{x:,.0f}")
         axes.set(xlabel="iteration", ylabel="validation loss, log scale")
-    label_outer(panels, len(shown), columns)
+    drawing.label_outer(panels, len(shown), columns)
     some = f"{len(shown)} of {len(results.pruned)} levels." if len(shown) < len(results.pruned) else ""
-    add_legend(figure, results, "Markers: mean early-stopping iteration.", some, curves=True)
-    return describe(figure, f"Lowest validation loss, mean over seeds: {in_words(results, lowest, '.3f')}.")
+    drawing.add_legend(figure, results, "Markers: mean early-stopping iteration.", some, curves=True)
+    return drawing.describe(
+        figure, f"Lowest validation loss, mean over seeds: {drawing.in_words(results, lowest, '.3f')}."
+    )
 
 
 def connectivity(results: Results) -> Figure | None:
     """How high the barrier between a network and its twin is; None where the pipeline trains no twins."""
-    from matplotlib.ticker import StrMethodFormatter
-
     if results.connectivity.empty:
         return None
-    figure = new_figure(4.2, "Error barrier on the line between a network and its twin")
-    found = {title: over_seeds(results.connectivity, images, scale=100) for images, title in BARRIERS.items()}
-    limits = (0, max(limits_of(barriers)[1] for barriers in found.values()))
+    figure = drawing.new_figure(4.2, "Error barrier on the line between a network and its twin")
+    found = {title: drawing.over_seeds(results.connectivity, images, scale=100) for images, title in BARRIERS.items()}
+    limits = (0, max(drawing.limits_of(barriers)[1] for barriers in found.values()))
     panels, said = figure.subplots(1, 2), []
     for axes, (title, barriers) in zip(panels, found.items(), strict=True):
-        draw_lines(axes, results, barriers, limits=limits)
+        drawing.draw_lines(axes, results, barriers, limits=limits)
         axes.axhspan(0, 100 * STABLE, color="black", alpha=0.08, linewidth=0)
-        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.yaxis.set_major_formatter("{x:g}")
         axes.set_title(title, weight="normal", size="medium")
         axes.set_ylabel("percentage points")
-        said.append(f"Mean barrier on {title} in percentage points: {in_words(results, barriers, '.2f')}.")
-    label_outer(panels, 2, 2)
+        said.append(f"Mean barrier on {title} in percentage points: {drawing.in_words(results, barriers, '.2f')}.")
+    drawing.label_outer(panels, 2, 2)
     arms = results.connectivity["arm"].unique()
     note = f"Twins differ in their batch order alone. Below {100 * STABLE:g} points, shaded grey, training is stable."
-    add_legend(figure, results, _dots(results), note, paths_in_words(results), arms=arms)
-    return describe(figure, *said)
+    drawing.add_legend(figure, results, _dots(results), note, drawing.paths_in_words(results), arms=arms)
+    return drawing.describe(figure, *said)
 
 
 def combined_metrics(results: Results) -> Figure:
     """Accuracy, its difference from dense, early stopping and weights kept, at a glance."""
-    figure = new_figure(7.6)
+    figure = drawing.new_figure(7.6)
     (accuracy, difference), (stopping, weights) = figure.subplots(2, 2)
     _draw_accuracy(accuracy, results, dots=False)
     _draw_difference(difference, results, dots=False)
     _draw_early_stopping(stopping, results, dots=False)
     _draw_weights_kept(weights, results)
-    add_legend(figure, results, paths_in_words(results), HOLLOW)
-    return describe(figure, f"Mean test accuracy in percent: {in_words(results, _accuracy(results), '.2f')}.")
+    drawing.add_legend(figure, results, drawing.paths_in_words(results), HOLLOW)
+    return drawing.describe(figure, _accuracy_in_words(results))
 
 
 def results_table(results: Results) -> Figure:
     """One row per level: density, weights kept, and each arm's test accuracy with its difference from dense below."""
     accuracies = {
-        (row["level"], row["arm"]): _with_deviation(100 * row["test_accuracy_mean"], 100 * row["test_accuracy_std"])
+        (row["level"], row["arm"]): drawing.percent(row["test_accuracy_mean"], row["test_accuracy_std"])
         for row in results.levels.to_dict("records")
     }
     censored = _censored(results)
-    differences = over_seeds(results.differences, "difference")
+    differences = drawing.over_seeds(results.differences, "difference")
     left, column = 2.9, min(1.6, max(1.25, 4.9 / len(results.looks)))  # inches, as all lengths here
     columns = {arm: left + column * (place + 1) for place, arm in enumerate(results.looks)}
     right, bottom = left + column * len(columns) + 0.1, 0.4 + 0.5 * len(results.tree)
-    figure = new_figure(bottom + 0.9, "Test accuracy of each level and arm", max(WIDTH, right))
+    figure = drawing.new_figure(bottom + 0.9, "Test accuracy of each level and arm", max(WIDTH, right))
     axes = figure.subplots()
     axes.set(xlim=(0, max(WIDTH, right)), ylim=(bottom + 0.4, 0))
     axes.set_axis_off()
@@ -248,31 +217,21 @@ def results_table(results: Results) -> Figure:
                 if (level, arm) in censored:
                     axes.text(x, y - above, "*", va="center", ha="left")  # beside the column of digits
                 if (level, arm) in differences:
-                    points = number(differences[level, arm].mean, "+z.2f")
+                    points = drawing.number(differences[level, arm].mean, "+z.2f")
                     axes.text(x, y + 0.12, points, va="center", ha="right", color=GREY, size="small")
     over = f"mean ± standard deviation over {results.seeds} seeds" if results.seeds > 1 else "one seed"
     note = f"Test accuracy in %, {over}; below it the difference from dense in percentage points."
     if censored:
         note += "\n* of some networks the last evaluation was the best: they are censored."
     axes.text(0, bottom + 0.12, note, va="top", size="small", color=GREY)
-    return describe(figure, f"Mean test accuracy in percent: {in_words(results, _accuracy(results), '.2f')}.")
+    return drawing.describe(figure, _accuracy_in_words(results))
 
 
 FIGURES: dict[str, Callable[[Results], Figure | None]] = {
     figure.__name__: figure
     for figure in (
-        accuracy_vs_pruning,
-        accuracy_difference,
-        early_stopping,
-        parameter_reduction,
-        learning_curves,
-        mask_inputs,
-        mask_structure,
-        mask_overlap,
-        kept_weights,
-        connectivity,
-        combined_metrics,
-        results_table,
+        *(accuracy_vs_pruning, accuracy_difference, early_stopping, parameter_reduction, learning_curves),
+        *(mask_inputs, mask_structure, mask_overlap, kept_weights, connectivity, combined_metrics, results_table),
     )
 }
 
@@ -281,38 +240,36 @@ FIGURES: dict[str, Callable[[Results], Figure | None]] = {
 
 
 def _draw_accuracy(axes: Axes, results: Results, dots: bool = True) -> None:
-    from matplotlib.ticker import StrMethodFormatter
-
     accuracy = _accuracy(results)
     dense = accuracy["dense", "dense"]
-    draw_lines(axes, results, accuracy, dots=dots)
+    drawing.draw_lines(axes, results, accuracy, dots=dots)
     low, high = axes.get_ylim()
     axes.axhspan(max(dense.low, low), min(dense.high, high), color="black", alpha=0.08, linewidth=0)
-    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:.1f} %" if high - low > 0.5 else "{x:.2f} %"))
+    axes.yaxis.set_major_formatter("{x:.1f} %" if high - low > 0.5 else "{x:.2f} %")
     axes.set(title="Test accuracy at early stopping", ylabel="test accuracy")
 
 
 def _draw_early_stopping(axes: Axes, results: Results, dots: bool = True) -> None:
-    from matplotlib.ticker import StrMethodFormatter
-
     censored = _censored(results)
-    found = over_seeds(results.networks, "early_stopping_iteration")
+    found = drawing.over_seeds(results.networks, "early_stopping_iteration")
     found |= {network: replace(found[network], high=math.inf) for network in censored}
     last = results.history["iteration"].max()
-    draw_lines(axes, results, found, hollow=censored, limits=(0, 1.12 * last), dots=dots)
+    drawing.draw_lines(axes, results, found, hollow=censored, limits=(0, 1.12 * last), dots=dots)
     axes.axhline(last, color=GREY, linewidth=1, linestyle=":")
     axes.text(0.01, 1.015 * last, "last evaluation", transform=axes.get_yaxis_transform(), color=GREY, size="small")
-    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    axes.yaxis.set_major_formatter("{x:,.0f}")
     axes.set(title="Early-stopping iteration", ylabel="iteration")
 
 
 def _draw_difference(axes: Axes, results: Results, dots: bool = True) -> None:
     """Mean and interval over seeds, the arms of a level side by side."""
-    found = over_seeds(results.differences, "difference")
+    found = drawing.over_seeds(results.differences, "difference")
     arms = [arm for arm in results.looks if arm != "dense"]
     axes.axhline(0, color="black", linewidth=1, linestyle=results.looks["dense"].line)
-    axes.set(xlim=(-0.5, len(results.pruned) - 0.5), ylim=limits_of(found | {("dense", "dense"): interval([0.0])}))
-    room = size_in_inches(axes)[0] / len(results.pruned)
+    axes.set(
+        xlim=(-0.5, len(results.pruned) - 0.5), ylim=drawing.limits_of(found | {("dense", "dense"): interval([0.0])})
+    )
+    room = drawing.size_in_inches(axes)[0] / len(results.pruned)
     slot = 72 * 0.75 * room / len(arms)  # points
     for place, arm in enumerate(arms):
         look, offset = results.looks[arm], 0.75 * ((place + 0.5) / len(arms) - 0.5)
@@ -325,9 +282,9 @@ def _draw_difference(axes: Axes, results: Results, dots: bool = True) -> None:
                     axes.plot([x + offset] * 2, [each.low, each.high], "_", color=look.color, markersize=min(11, slot))
                 axes.plot(x + offset, each.mean, look.marker, color=look.color, markersize=min(6, 0.7 * slot))
                 if dots:
-                    draw_seeds(axes, x + offset, each, look, min(8, 0.5 * slot))
+                    drawing.draw_seeds(axes, x + offset, each, look, min(8, 0.5 * slot))
     labels = [results.label(level, "\n") for level in results.pruned]
-    if all(width_of(line) < room for label in labels for line in label.splitlines()):
+    if all(drawing.width_of(line) < room for label in labels for line in label.splitlines()):
         axes.set_xticks(range(len(labels)), labels=labels)
         axes.set_xlabel("level and density")
     else:
@@ -340,15 +297,13 @@ def _draw_difference(axes: Axes, results: Results, dots: bool = True) -> None:
 
 def _draw_weights_kept(axes: Axes, results: Results) -> None:
     """One bar per level, made of its layers."""
-    from matplotlib.ticker import MaxNLocator, StrMethodFormatter
-
     kept = results.kept_by_layer
     levels = range(len(kept))
     before = np.zeros(len(kept))
-    for layer, color in shades(kept):
+    for layer, color in drawing.shades(kept):
         axes.barh(levels, kept[layer], 0.62, before, color=color, label=layer)
         before += kept[layer].to_numpy()
-    every = math.ceil(LINE * len(kept) / size_in_inches(axes)[1])
+    every = math.ceil(LINE * len(kept) / drawing.size_in_inches(axes)[1])
     axes.set_yticks(levels[::every], labels=[results.label(level, "  ") for level in kept.index[::every]])
     for level in levels if every == 1 else ():  # else they would lie on the bars of other levels
         place = (before[level], level)
@@ -356,24 +311,21 @@ def _draw_weights_kept(axes: Axes, results: Results) -> None:
     axes.set_ylim(len(kept) - 0.5, -0.5)
     axes.set_xlim(0, 1.35 * before[0])
     axes.xaxis.set_major_locator(MaxNLocator(4))
-    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.set(xlabel="weights", ylabel="level and density")
-    columns = max(1, int(size_in_inches(axes)[0] / 1.15))
-    axes.legend(  # between the title and the axes, where no bar is
-        loc="lower left",
-        bbox_to_anchor=(0, 1),
-        ncols=columns,
-        fontsize="small",
-        handlelength=1.2,
-        columnspacing=1.0,
-        borderpad=0.2,
-        borderaxespad=0,
-    )
+    columns = max(1, int(drawing.size_in_inches(axes)[0] / 1.15))
+    look = {"fontsize": "small", "handlelength": 1.2, "columnspacing": 1.0, "borderpad": 0.2, "borderaxespad": 0}
+    # between the title and the axes, where no bar is
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=columns, **look)
     axes.set_title("Weights kept", pad=8 + 13 * math.ceil(kept.shape[1] / columns))
 
 
 def _accuracy(results: Results) -> Found:
-    return over_seeds(results.networks, "test_accuracy", scale=100)
+    return drawing.over_seeds(results.networks, "test_accuracy", scale=100)
+
+
+def _accuracy_in_words(results: Results) -> str:
+    return f"Mean test accuracy in percent: {drawing.in_words(results, _accuracy(results), '.2f')}."
 
 
 def _censored(results: Results) -> list[tuple[str, str]]:
@@ -389,8 +341,3 @@ def _censored_in_words(results: Results) -> str:
 
 def _dots(results: Results) -> str:
     return "Dots: seeds." if results.seeds > 1 else ""
-
-
-def _with_deviation(mean: float, deviation: float) -> str:
-    """Mean ± standard deviation, which one seed does not have."""
-    return f"{mean:.2f}" if math.isnan(deviation) else f"{mean:.2f} ± {deviation:.2f}"

@@ -10,31 +10,14 @@ from typing import TYPE_CHECKING
 import matplotlib
 import numpy as np
 import pandas as pd
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from lottery.drawing import (
-    GREY,
-    LOOKS,
-    PATHS,
-    WIDTH,
-    Results,
-    add_key,
-    add_legend,
-    as_percent,
-    axes_at,
-    describe,
-    draw_lines,
-    in_words,
-    label_outer,
-    limits_of,
-    new_figure,
-    over_seeds,
-    paths_in_words,
-    set_density_axis,
-    spread,
-)
+from lottery.core.arms import ARMS
+from lottery.report import drawing
+from lottery.report.drawing import GREY, LOOKS, PATHS, WIDTH, Results
 
 if TYPE_CHECKING:  # most stages only save mask pictures, which need none of these
     from matplotlib.axes import Axes
@@ -46,7 +29,7 @@ CONNECTIONS = "viridis"  # the colour map of connections kept
 WIDE = 5.0  # points; lines of chance, of which masks that agree by chance alone lie in the middle
 CHANCES = (("chance", "#bbbbbb", "chance"), ("chance_by_input", "#F0D090", "chance given each pixel's connections"))
 NO_TICKETS = "No level of this pipeline has the arm ticket."
-SHARED = {"reinit", "finetune", "lr-rewind"}  # arms that train the ticket's mask
+SHARED = [name for name, arm in ARMS.items() if name != "ticket" and not arm.own_mask]
 
 
 # --- mask pictures ---------------------------------------------------------------------------------------------------
@@ -74,7 +57,7 @@ def save_mask_picture(mask: Tensor, path: Path) -> None:
 
 
 def _square(inputs: NDArray[np.float64]) -> NDArray[np.float64]:
-    """A value an input, [in], as a square picture; where they do not fill a square, its last cells are empty (NaN)."""
+    """The values of inputs, [in], as a square picture; the cells that they do not fill are empty (NaN)."""
     side = math.ceil(math.sqrt(len(inputs)))
     picture = np.full(side * side, np.nan)
     picture[: len(inputs)] = inputs
@@ -90,18 +73,20 @@ def mask_inputs(results: Results) -> Figure:
     columns = math.ceil(len(results.connections) / rows)
     side, gap = WIDTH / max(columns, 3) - 0.25, 0.85  # inches
     over = f", mean over {results.seeds} seeds" if results.seeds > 1 else ""
-    figure = new_figure(0.35 + rows * (side + gap), f"First-layer connections that each pixel keeps{over}")
+    figure = drawing.new_figure(0.35 + rows * (side + gap), f"First-layer connections that each pixel keeps{over}")
     figure.set_layout_engine("none")
     for place, (level, connections) in enumerate(results.connections.items()):
         row, column = divmod(place, columns)
         x, y = 0.1 + column * (side + 0.25), 0.65 + row * (side + gap)
         picture = _square(connections)
         most = np.nanmax(picture)
-        axes = axes_at(figure, x, y, side, side)
+        axes = drawing.axes_at(figure, x, y, side, side)
         image = axes.imshow(picture, cmap=CONNECTIONS, vmin=0, vmax=max(most, 1), interpolation="nearest")
         axes.set_title(results.label(level, ", "), weight="normal", size="medium")
         axes.set_axis_off()
-        bar = figure.colorbar(image, cax=axes_at(figure, x, y + side + 0.07, side, 0.08), orientation="horizontal")
+        bar = figure.colorbar(
+            image, cax=drawing.axes_at(figure, x, y + side + 0.07, side, 0.08), orientation="horizontal"
+        )
         bar.set_ticks([0, most], labels=["0", f"{most:.0f}"])
         none, all_of_them = bar.ax.get_xticklabels()  # whose neighbours are other panels' labels
         none.set_horizontalalignment("left")
@@ -110,54 +95,51 @@ def mask_inputs(results: Results) -> Figure:
         bar.outline.set_visible(False)
     said = "; ".join(
         f"{level} {np.nanmin(results.connections[level]):.0f} to {np.nanmax(results.connections[level]):.0f}"
-        for level in spread(list(results.connections), 8)
+        for level in drawing.spread(list(results.connections), 8)
     )
-    return describe(figure, f"Connections of the pixel with the fewest and of that with the most: {said}.")
+    return drawing.describe(figure, f"Connections of the pixel with the fewest and of that with the most: {said}.")
 
 
 def mask_structure(results: Results) -> Figure:
     """How many inputs and hidden units have lost their connections, and how much of what is kept is on no path."""
-    from matplotlib.ticker import MaxNLocator, StrMethodFormatter
-
     counts = [column for column in results.networks if column.startswith("connected_")]
     names = ["inputs", *(f"units of {layer}" for layer in results.layers[:-1])]
     rows = math.ceil((len(counts) + 1) / 2)
-    figure = new_figure(0.9 + 2.6 * rows, "What pruning cuts off")
+    figure = drawing.new_figure(0.9 + 2.6 * rows, "What pruning cuts off")
     panels = list(figure.subplots(rows, 2, squeeze=False).flat)
     said = []
     for axes, column, name in zip(panels, counts, names, strict=False):
         connected = results.networks[column]
         every = connected[results.networks["level"] == "dense"].max()
-        cut_off = over_seeds(results.networks.assign(cut_off=every - connected), "cut_off")
-        draw_lines(axes, results, cut_off, limits=(0, max(1, limits_of(cut_off)[1])), dots=False)
+        cut_off = drawing.over_seeds(results.networks.assign(cut_off=every - connected), "cut_off")
+        drawing.draw_lines(axes, results, cut_off, limits=(0, max(1, drawing.limits_of(cut_off)[1])), dots=False)
         axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
         axes.set_title(f"{name[0].upper()}{name[1:]} without a connection", weight="normal", size="medium")
         axes.set_ylabel(f"of {every:.0f}")
-        said.append(f"Of {every:.0f} {name} without a connection: {in_words(results, cut_off, '.1f', most=2)}.")
+        said.append(f"Of {every:.0f} {name} without a connection: {drawing.in_words(results, cut_off, '.1f', most=2)}.")
     last = panels[len(counts)]
     off_path = 1 - results.networks["effective_density"] / results.networks["density"]
-    share = over_seeds(results.networks.assign(off_path=off_path.clip(lower=0)), "off_path", scale=100)
-    draw_lines(last, results, share, limits=(0, max(1, limits_of(share)[1])), dots=False)
-    last.yaxis.set_major_formatter(StrMethodFormatter("{x:g} %"))
+    share = drawing.over_seeds(results.networks.assign(off_path=off_path.clip(lower=0)), "off_path", scale=100)
+    drawing.draw_lines(last, results, share, limits=(0, max(1, drawing.limits_of(share)[1])), dots=False)
+    last.yaxis.set_major_formatter("{x:g} %")
     last.set_title("Kept weights on no path", weight="normal", size="medium")
     last.set_ylabel("of the weights kept")
     for axes in panels[len(counts) + 1 :]:
         axes.set_visible(False)
     shared = [arm for arm in results.looks if arm in SHARED]
     under = f"Under ticket, with the same mask: {', '.join(shared)}." if shared and "ticket" in results.looks else ""
-    add_legend(figure, results, under, paths_in_words(results))
-    said.append(f"Percent of the weights kept on no path: {in_words(results, share, '.1f', most=2)}.")
-    return describe(figure, *said)
+    drawing.add_legend(figure, results, under, drawing.paths_in_words(results))
+    said.append(f"Percent of the weights kept on no path: {drawing.in_words(results, share, '.1f', most=2)}.")
+    return drawing.describe(figure, *said)
 
 
 def mask_overlap(results: Results) -> Figure:
     """The overlap of the tickets' masks over seeds in each layer, beside what chance would give at the same density."""
     from matplotlib.lines import Line2D
-    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
     names = dict(zip([*map(str, range(len(results.layers))), "all"], [*results.layers, "all layers"], strict=True))
     rows = math.ceil(len(names) / 2)
-    figure = new_figure(0.9 + 2.6 * rows, "Overlap of the tickets' masks between seeds")
+    figure = drawing.new_figure(0.9 + 2.6 * rows, "Overlap of the tickets' masks between seeds")
     if results.seeds == 1:
         return _with_words(figure, "Overlap is between the masks of different seeds, and this pipeline has one seed.")
     tickets = results.structure[results.structure["arm"].isin(["dense", "ticket"])]
@@ -167,44 +149,41 @@ def mask_overlap(results: Results) -> Figure:
     for axes, (layer, name) in zip(panels, names.items(), strict=False):
         _draw_overlap(axes, results, tickets[tickets["layer"] == layer].set_index("level"))
         axes.set(yscale="log", ylabel="overlap, log scale")
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g} %"))
-        axes.yaxis.set_minor_formatter(NullFormatter())
+        drawing.label_log_axis(axes, "{x:g} %")
         axes.set_title(name, weight="normal", size="medium")
-    label_outer(panels, len(names), 2)
+    drawing.label_outer(panels, len(names), 2)
     ticket = LOOKS["ticket"]
     key = [
         Line2D([], [], color=ticket.color, marker=ticket.marker, label="ticket"),
         *(Line2D([], [], color=color, linewidth=WIDE, label=label) for _, color, label in CHANCES),
     ]
     what = "Of the connections that either of two seeds keeps, those that both keep, mean over pairs of"
-    add_key(figure, key, f"{what} {results.seeds} seeds.", paths_in_words(results))
+    drawing.add_key(figure, key, f"{what} {results.seeds} seeds.", drawing.paths_in_words(results))
     together = tickets[tickets["layer"] == "all"].set_index("level")[["overlap", "chance"]]
     said = "; ".join(
-        f"{level} {as_percent(100 * row.overlap)} ({as_percent(100 * row.chance)})"
-        for level, row in together.loc[spread(list(together.index), 8)].iterrows()
+        f"{level} {drawing.as_percent(100 * row.overlap)} ({drawing.as_percent(100 * row.chance)})"
+        for level, row in together.loc[drawing.spread(list(together.index), 8)].iterrows()
     )
-    return describe(figure, f"Overlap over all layers, and by chance: {said}.")
+    return drawing.describe(figure, f"Overlap over all layers, and by chance: {said}.")
 
 
 def _draw_overlap(axes: Axes, results: Results, layer: pd.DataFrame) -> None:
-    """A layer's rows of reports/tables/structure.csv, a row a level, against density."""
+    """Draw a layer's rows of reports/tables/structure.csv, one per level, against density."""
     percent, ticket = pd.Series(results.percent), LOOKS["ticket"]
     for line, style in zip(results.lines, cycle(PATHS.values()), strict=False):
         path = [level for level in line if level in layer.index]
         for column, color, _ in CHANCES:
             axes.plot(percent[path], 100 * layer[column][path], color=color, linewidth=WIDE, zorder=1)
         axes.plot(percent[path], 100 * layer["overlap"][path], style, marker=ticket.marker, color=ticket.color)
-    set_density_axis(axes, results)
+    drawing.set_density_axis(axes, results)
 
 
 def kept_weights(results: Results) -> Figure:
     """The distribution of the weights that tickets keep, before and after training, for up to six levels."""
     from matplotlib.patches import Patch
-    from matplotlib.ticker import MaxNLocator
 
-    levels = spread(list(results.kept_weights["level"].unique()), 6)
-    figure = new_figure(1.2 + 1.15 * len(levels), "Weights that tickets keep, before and after training")
+    levels = drawing.spread(list(results.kept_weights["level"].unique()), 6)
+    figure = drawing.new_figure(1.2 + 1.15 * len(levels), "Weights that tickets keep, before and after training")
     if levels == ["dense"]:
         return _with_words(figure, NO_TICKETS)
     panels = figure.subplots(len(levels), len(results.layers), sharex="col", squeeze=False)
@@ -224,13 +203,13 @@ def kept_weights(results: Results) -> Figure:
         Patch(facecolor="none", edgecolor=LOOKS["ticket"].color, linewidth=1.4, label="after training"),
     ]
     seeds = f"All {results.seeds} seeds together. " if results.seeds > 1 else ""
-    add_key(figure, key, f"{seeds}Each panel has its own height; the few weights further out are not shown.")
+    drawing.add_key(figure, key, f"{seeds}Each panel has its own height; the few weights further out are not shown.")
     said = "; ".join(f"{level} {_deviations(bins.loc[[(level, 0)]])}" for level in levels)
-    return describe(figure, f"Standard deviation in hidden layer 1 before and after training: {said}.")
+    return drawing.describe(figure, f"Standard deviation in hidden layer 1 before and after training: {said}.")
 
 
 def _draw_distribution(axes: Axes, bins: pd.DataFrame) -> None:
-    """A level's rows of reports/tables/kept_weights.csv for one layer."""
+    """Draw a level's rows of reports/tables/kept_weights.csv for one layer."""
     edges = [*bins["low"], bins["high"].iloc[-1]]
     axes.stairs(bins["start"], edges, fill=True, color=GREY, alpha=0.35)
     axes.stairs(bins["end"], edges, color=LOOKS["ticket"].color, linewidth=1.4)
@@ -239,14 +218,14 @@ def _draw_distribution(axes: Axes, bins: pd.DataFrame) -> None:
 
 
 def _deviations(bins: pd.DataFrame) -> str:
-    """Those of a level's weights in one layer, at the start and at the end."""
+    """The standard deviations of a level's weights in one layer, at the start and at the end."""
     middle = (bins["low"] + bins["high"]) / 2
     start, end = (math.sqrt(np.cov(middle, fweights=bins[when], ddof=0)) for when in ("start", "end"))
     return f"{start:.3f} and {end:.3f}"
 
 
 def _reach(bins: pd.DataFrame) -> float:
-    """How far from 0 the bins go that hold at least two weights in a thousand."""
+    """The distance from 0 of the furthest bin that holds at least two weights in a thousand."""
     counts = bins[["start", "end"]]
     shown = bins[(counts >= 0.002 * counts.sum()).any(axis=1)]
     return float(max(shown["high"].max(), -shown["low"].min()))
@@ -256,4 +235,4 @@ def _with_words(figure: Figure, words: str) -> Figure:
     """A figure that says why it shows nothing."""
     figure.set_size_inches(WIDTH, 1.2)
     figure.text(0.012, 0.4, words, ha="left")
-    return describe(figure, words)
+    return drawing.describe(figure, words)

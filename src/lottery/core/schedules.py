@@ -1,28 +1,27 @@
 """Learning rates over training: a schedule gives the fraction of the learning rate at a position.
 
 Positions count from 0 on the dense run's axis of T iterations, so a network rewound to iteration k begins at position
-k. Adding a schedule is one function here, or one class where it has settings.
+k. Adding a schedule is one class here. Schedules are plain data, so that a `training.Task` has a stable key.
 """
 
 import math
 from dataclasses import dataclass
-from typing import Protocol
 
 
-class Schedule(Protocol):
-    """The fraction of the learning rate by which iteration ``position`` + 1 of ``iterations`` is made."""
-
-    def __call__(self, position: int, iterations: int) -> float: ...
-
-
-def constant(position: int, iterations: int) -> float:
+@dataclass(frozen=True)
+class Constant:
     """All of it, always."""
-    return 1.0
+
+    def __call__(self, position: int, iterations: int) -> float:
+        return 1.0
 
 
-def cosine(position: int, iterations: int) -> float:
+@dataclass(frozen=True)
+class Cosine:
     """Falls along half a cosine towards 0 at the end, without restarts (Loshchilov & Hutter 2017, equation 5)."""
-    return (1 + math.cos(math.pi * position / iterations)) / 2
+
+    def __call__(self, position: int, iterations: int) -> float:
+        return (1 + math.cos(math.pi * position / iterations)) / 2
 
 
 @dataclass(frozen=True)
@@ -44,3 +43,7 @@ class Step:
 
     def __call__(self, position: int, iterations: int) -> float:
         return self.factor ** sum(drop <= position for drop in self.drops)
+
+
+Schedule = Constant | Cosine | WarmUp | Step
+"""Gives the fraction of the learning rate by which iteration ``position`` + 1 of ``iterations`` is made."""

@@ -6,22 +6,21 @@ the two, a network's error rises above that of its ends by the barrier; where it
 valley was settled before the batch orders could decide it.
 """
 
-from collections.abc import Sequence
-
 import pandas as pd
 import torch
 from torch import Tensor
 
-from lottery.images import Examples
-from lottery.network import Parameters, accuracy
+from lottery.core.arms import Rows
+from lottery.core.families import Examples, accuracy
+from lottery.core.stack import Stack
 
 POINTS = 31  # evenly spaced on the line, both ends among them
 STABLE = 0.02  # barriers below are within the noise (section 2)
-BARRIERS = ("barrier_test", "barrier_train")  # fractions, by the images they are measured on
+BARRIERS = {"barrier_test": "test images", "barrier_train": "training images"}  # fractions, by where they are measured
 COLUMNS = ("level", "arm", "seed", *BARRIERS)  # of reports/tables/connectivity.csv
 
 
-def errors_between(first: Parameters, second: Parameters, examples: Examples, threads: int) -> Tensor:
+def errors_between(first: Stack, second: Stack, examples: Examples, threads: int) -> Tensor:
     """Error (1 - accuracy) at each point from ``first`` to ``second``, float64 [R, POINTS].
 
     Both hold R networks.
@@ -29,12 +28,12 @@ def errors_between(first: Parameters, second: Parameters, examples: Examples, th
     errors = []
     for point in range(POINTS):
         place = point / (POINTS - 1)  # weighted so that the ends are the two networks to the bit
-        between = Parameters((1 - place) * first.flat + place * second.flat, first.sizes)
+        between = Stack((1 - place) * first.flat + place * second.flat, first.layout)
         errors.append(1 - accuracy(between, examples, threads))
     return torch.stack(errors, dim=1)
 
 
-def barrier(first: Parameters, second: Parameters, examples: Examples, threads: int) -> Tensor:
+def barrier(first: Stack, second: Stack, examples: Examples, threads: int) -> Tensor:
     """The highest error on the line between two networks minus the mean of its two ends, a fraction, float64 [R]."""
     errors = errors_between(first, second, examples, threads)
     return errors.amax(dim=1) - errors[:, [0, -1]].mean(dim=1)
@@ -43,24 +42,16 @@ def barrier(first: Parameters, second: Parameters, examples: Examples, threads: 
 Measured = tuple[Examples, int]  # with how many threads, as `barrier` takes them
 
 
-def table(
-    arms: Sequence[str], seeds: Sequence[int], first: Parameters, second: Parameters, test: Measured, train: Measured
-) -> pd.DataFrame:
-    """A level's rows of reports/tables/connectivity.csv, one per network with a twin: the first arm's seeds first."""
-    return pd.DataFrame(
-        {
-            "arm": [arm for arm in arms for _ in seeds],
-            "seed": [*seeds] * len(arms),
-            "barrier_test": barrier(first, second, *test),
-            "barrier_train": barrier(first, second, *train),
-        }
-    )
+def table(rows: Rows, first: Stack, second: Stack, test: Measured, train: Measured) -> pd.DataFrame:
+    """A level's rows of reports/tables/connectivity.csv, one per network with a twin."""
+    barriers = {column: barrier(first, second, *on) for column, on in zip(BARRIERS, (test, train), strict=True)}
+    return pd.DataFrame([*rows], columns=["arm", "seed"]).assign(**barriers)
 
 
 def summarize(levels: pd.DataFrame, barriers: pd.DataFrame) -> pd.DataFrame:
     """The table of levels with each arm's mean barriers and how many of its networks are stable on the test images.
 
-    ``barriers`` has a row a network as reports/tables/connectivity.csv has; an arm without twins has none of the three.
+    ``barriers``: the rows of reports/tables/connectivity.csv; an arm without twins has none of the three.
     """
     groups = barriers.assign(stable=barriers["barrier_test"] < STABLE).groupby(["level", "arm"])
     summary = groups[list(BARRIERS)].mean().add_suffix("_mean")

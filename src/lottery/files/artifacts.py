@@ -16,9 +16,8 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from io import StringIO
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -29,91 +28,68 @@ from safetensors.torch import save
 from torch import Tensor
 
 from lottery import LotteryError
-from lottery.network import Masks, Parameters
-from lottery.workplace import replacing
+from lottery.core.arms import Rows
+from lottery.core.layout import Layout, described, description
+from lottery.core.stack import Masks, Stack, everything
+from lottery.files.workplace import replacing
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from lottery.experiment import Level
-    from lottery.training import Trained
+    from lottery.core.experiment import Level
+    from lottery.core.training import Trained
 
 
 @dataclass(frozen=True)
 class Contents:
-    """Which networks a level's folder holds: all seeds of the first arm, then of the next."""
+    """Which networks a level's folder holds."""
 
-    sizes: tuple[int, ...]
+    layout: Layout
     path: tuple[float, ...]  # sparsities from dense to this level
-    arms: tuple[str, ...]
-    seeds: tuple[int, ...]
-
-    @property
-    def networks(self) -> list[tuple[str, int]]:
-        """(arm, seed) of each row."""
-        return [(arm, seed) for arm in self.arms for seed in self.seeds]
-
-    def rows(self, arm: str) -> slice:
-        """An arm's rows."""
-        first = self.arms.index(arm) * len(self.seeds)
-        return slice(first, first + len(self.seeds))
+    rows: Rows
 
 
 def save_level(level: Level, folder: Path) -> None:
     """Write a trained level's folder; the old one stays until the new one is whole."""
-    contents = Contents(level.start.sizes, level.path, level.arms, level.seeds)
+    contents = Contents(level.start.layout, level.path, level.rows)
     trained = level.trained
-    weights = (
-        _tensors("initial", level.start)
-        | _tensors("final", trained.final)
-        | _tensors("early_stopping", trained.early_stopping)
-        | (_tensors("rewind", trained.rewind) if trained.rewind else {})
-    )
-    bits = [np.packbits(mask.flatten(1).numpy(), axis=1) for mask in level.masks]
-    packed = {f"layer{i}": torch.from_numpy(layer) for i, layer in enumerate(bits)}
+    states = {"initial": level.start, "final": trained.final, "early_stopping": trained.early_stopping}
+    weights = _tensors(states | ({"rewind": trained.rewound} if trained.rewound else {}))
+    packed = {
+        piece.layer: torch.from_numpy(np.packbits(mask.flatten(1).numpy(), axis=1))
+        for piece, mask in zip(contents.layout.weights, level.masks.weights, strict=True)
+    }
     with replacing(folder) as new:
         new.mkdir()
         (new / "masks.safetensors").write_bytes(save(packed, _metadata(contents)))
         (new / "weights.safetensors").write_bytes(save(weights))
         _history(contents, trained).to_csv(new / "history.csv", index=False, lineterminator="\n")
         if level.twins:
-            arms, final = level.twins
-            metadata = _metadata(replace(contents, arms=arms))
-            (new / "twins.safetensors").write_bytes(save(_tensors("final", final), metadata))
+            rows, final = level.twins
+            metadata = _metadata(replace(contents, rows=rows))
+            (new / "twins.safetensors").write_bytes(save(_tensors({"final": final}), metadata))
 
 
 def _metadata(contents: Contents) -> dict[str, str]:
+    rows = {"arms": contents.rows.arms, "seeds": contents.rows.seeds}
     # one key: with several, safetensors writes them in another order each time
-    return {"lottery": json.dumps(asdict(contents))}
+    return {"lottery": json.dumps(description(contents.layout) | {"path": contents.path} | rows)}
 
 
-def _tensors(name: str, parameters: Parameters) -> dict[str, Tensor]:
-    tensors = {}
-    for i, (weight, bias) in enumerate(zip(parameters.weights, parameters.biases, strict=True)):
-        tensors[f"{name}.layer{i}.weight"] = weight.contiguous()
-        tensors[f"{name}.layer{i}.bias"] = bias.squeeze(1).contiguous()
-    return tensors
+def _tensors(states: dict[str, Stack]) -> dict[str, Tensor]:
+    return {
+        f"{state}.{piece.name}": networks[piece.name].contiguous()
+        for state, networks in states.items()
+        for piece in networks.layout.pieces
+    }
 
 
 def _history(contents: Contents, trained: Trained) -> pd.DataFrame:
     import pandas as pd  # which the tracking thread has imported by now, while nobody waited for it
 
-    networks = zip(contents.networks, trained.histories, strict=True)
-    return pd.concat(
-        [
-            pd.DataFrame(
-                {
-                    "arm": arm,
-                    "seed": seed,
-                    "iteration": history.iterations,
-                    "train_loss": history.train_loss,
-                    "validation_loss": history.validation_loss,
-                    "validation_accuracy": history.validation_accuracy,
-                }
-            )
-            for (arm, seed), history in networks
-        ]
-    )
+    networks = zip(contents.rows, trained.histories, strict=True)
+    tables = [pd.DataFrame({"arm": arm, "seed": seed, **vars(history)}) for (arm, seed), history in networks]
+    return pd.concat(tables).rename(columns={"iterations": "iteration"})
 
 
 def load_contents(folder: Path) -> Contents:
@@ -123,51 +99,59 @@ def load_contents(folder: Path) -> Contents:
 
 
 def _contents(file: Any) -> Contents:
-    stored = json.loads(file.metadata()["lottery"])
-    return Contents(**{key: tuple(value) for key, value in stored.items()})
+    stored: dict[str, Any] = json.loads(file.metadata()["lottery"])
+    path, arms, seeds = (tuple(stored.pop(key)) for key in ("path", "arms", "seeds"))
+    return Contents(described(**stored), path, Rows(arms, seeds))
 
 
 def load_masks(folder: Path) -> Masks:
     """The masks of all networks of a level."""
     contents = load_contents(folder)
+    masks = everything(len(contents.rows), contents.layout)
     with _opened(folder / "masks.safetensors") as file:
-        layers = [np.unpackbits(file.get_tensor(f"layer{i}").numpy(), axis=1) for i in range(len(contents.sizes) - 1)]
-        return tuple(
-            torch.from_numpy(bits[:, : n * m].astype(bool)).view(len(contents.networks), n, m)
-            for bits, (n, m) in zip(layers, pairwise(contents.sizes), strict=True)
-        )
+        for piece in contents.layout.weights:
+            bits = np.unpackbits(file.get_tensor(piece.layer).numpy(), axis=1)[:, : piece.size]
+            masks[piece.name].copy_(torch.from_numpy(bits.astype(bool)).view(len(masks), *piece.shape))
+    return masks
 
 
-def load_parameters(folder: Path, name: Literal["initial", "final", "early_stopping", "rewind"]) -> Parameters:
-    """The parameters of all networks of a level: what they started from, ended with, or had at another iteration."""
+State = Literal["initial", "final", "early_stopping"]  # what networks started from, ended with, had at their iteration
+
+
+def load_parameters(folder: Path, state: State) -> Stack:
+    """The parameters of all networks of a level in one state."""
     contents = load_contents(folder)
     with _opened(folder / "weights.safetensors") as file:
-        return _parameters(file, name, contents)
+        return _parameters(file, state, contents)
 
 
-def load_twins(folder: Path) -> tuple[tuple[str, ...], Parameters] | None:
-    """The arms of a level that have twins and the twins' final parameters, all seeds of the first arm first.
+def load_rewound(folder: Path) -> Stack:
+    """What tickets start from: the dense networks of that folder at the iteration of ``prune.rewind``."""
+    contents = load_contents(folder)
+    with _opened(folder / "weights.safetensors") as file:
+        rewound = any(name.startswith("rewind.") for name in file.keys())  # noqa: SIM118
+        return _parameters(file, "rewind" if rewound else "initial", contents)
 
-    None where the level has no twins.
-    """
+
+def load_twins(folder: Path) -> tuple[Rows, Stack] | None:
+    """Which networks of a level have twins, and the twins' final parameters; None where the level has no twins."""
     path = folder / "twins.safetensors"
     if not path.exists():
         return None
     with _opened(path) as file:
         contents = _contents(file)
-        return contents.arms, _parameters(file, "final", contents)
+        return contents.rows, _parameters(file, "final", contents)
 
 
-def _parameters(file: Any, name: str, contents: Contents) -> Parameters:
-    parameters = Parameters.zeros(len(contents.networks), contents.sizes)
-    for i, (weight, bias) in enumerate(zip(parameters.weights, parameters.biases, strict=True)):
-        weight.copy_(file.get_tensor(f"{name}.layer{i}.weight"))
-        bias.squeeze(1).copy_(file.get_tensor(f"{name}.layer{i}.bias"))
-    return parameters
+def _parameters(file: Any, state: str, contents: Contents) -> Stack:
+    networks = Stack.zeros(len(contents.rows), contents.layout)
+    for piece in contents.layout.pieces:
+        networks[piece.name].copy_(file.get_tensor(f"{state}.{piece.name}"))
+    return networks
 
 
 def load_history(folder: Path) -> pd.DataFrame:
-    """A level's history, a row for each network and evaluated iteration."""
+    """A level's history, one row per network and evaluated iteration."""
     import pandas as pd
 
     path, contents = folder / "history.csv", load_contents(folder)
@@ -187,9 +171,9 @@ def _is_whole(history: pd.DataFrame, contents: Contents) -> bool:
     networks = history.groupby(["arm", "seed"], sort=False)["iteration"]
     axes = {network: tuple(iterations) for network, iterations in networks}
     ends = {axis[-1] for axis in axes.values()}
-    first = {arm: axes.get((arm, contents.seeds[0])) for arm in contents.arms}
+    first = {arm: axes.get((arm, contents.rows.seeds[0])) for arm in contents.rows.arms}
     alike = all(axis == first[arm] for (arm, _), axis in axes.items())
-    return list(axes) == contents.networks and alike and len(ends) == 1
+    return list(axes) == list(contents.rows) and alike and len(ends) == 1
 
 
 @contextmanager

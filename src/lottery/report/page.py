@@ -1,7 +1,7 @@
 """The report: one self-contained HTML file that begins with the answer.
 
-The page is `report.html.j2`; here is what it says. The same results give the same bytes, whatever git or the version of
-Python says.
+The page is `page.html.j2`; its contents come from here. The same results give the same bytes, whatever git or the
+version of Python says.
 """
 
 import base64
@@ -11,7 +11,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from io import BytesIO
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,48 +19,43 @@ import pandas as pd
 import yaml
 from PIL import Image
 
-from lottery.figures import FIGURES
-from lottery.statistics import by_level
-from lottery.verdicts import CONTROLS, UNDECIDED, WINNING
+from lottery.core.arms import ARMS, CONTROLS
+from lottery.core.layout import Layout
+from lottery.evaluation.statistics import by_level
+from lottery.evaluation.verdicts import UNDECIDED, WINNING
+from lottery.report.drawing import as_percent, number, percent
+from lottery.report.figures import FIGURES
 
 COMPARISONS = {  # the columns of the table of verdicts: a condition of each comparison
     "ticket − dense, points": "equal",
     "ticket / dense, iterations": "fast",
     **{f"ticket − {control}, points": f"beats {control}" for control in CONTROLS},
 }
-ARMS = {
-    "ticket": "the pruned mask, and the dense network’s {start}",
-    "reinit": "the ticket’s mask with fresh initial weights",
-    "random": "as many weights at random places, and the dense network’s {start}",
-    "random-inputs": "random places, but as many connections of each input as in the ticket",
-    "small-dense": "a dense network of about as many weights",
-    "finetune": "the ticket’s mask, trained on from its parent’s trained weights",
-    "lr-rewind": "the same as finetune, but with the schedule of learning rates from its start",
-}
+TABLES = ("levels", "networks", "verdicts", "conditions", "structure")  # of reports/tables
 TESTED = ("holds", "does not hold", "undecided", "descriptive")
 REPEATED = ("combined_metrics", "results_table")  # figures that repeat others, or a table of the page
 
 
 @dataclass(frozen=True)
 class Findings:
-    """What the report speaks of: the reports of `evaluate`, and what they come from."""
+    """The contents of the report: the tables of `evaluate`, and what they come from."""
 
-    levels: pd.DataFrame  # reports/tables/levels.csv, a row a level and arm
-    networks: pd.DataFrame  # reports/tables/networks.csv
-    verdicts: pd.DataFrame  # reports/tables/verdicts.csv
-    conditions: pd.DataFrame  # reports/tables/conditions.csv
+    levels: pd.DataFrame  # `TABLES`, as `evaluate` left them
+    networks: pd.DataFrame
+    verdicts: pd.DataFrame
+    conditions: pd.DataFrame
+    structure: pd.DataFrame
     claims: Sequence[Mapping[str, Any]]  # reports/tables/claims.json
-    structure: pd.DataFrame  # reports/tables/structure.csv
     warning: str  # on censored networks; empty where few are
     settings: Mapping[str, Any]  # params.yaml's sections that decide results
     iterations: int  # that each network is trained for
-    sizes: Sequence[int]  # inputs, units of each hidden layer, outputs
+    layout: Layout
     data: str  # the MD5 sum of the data file, as dvc.lock has it
     tables: str  # the MD5 sum of reports/tables, as dvc.lock has it
 
     @cached_property
     def judged(self) -> list[dict[str, Any]]:
-        """A row a level: its verdict, and the intervals that it rests on."""
+        """One row per level: its verdict, and the intervals that it rests on."""
         rows = self.conditions.set_index(["level", "condition"])
         density = by_level(self.levels)["density"]
         return [
@@ -78,22 +72,23 @@ class Findings:
             for each in self.verdicts.astype(object).fillna("").to_dict("records")
         ]
 
+    @property
+    def network(self) -> str:
+        """The network in a few words."""
+        words = self.layout.shown.replace("-", "–")
+        return f"perceptron {words}" if self.layout.family == "perceptron" else words
+
     @cached_property
     def seeds(self) -> int:
-        """How many seeds there are."""
+        """The number of seeds."""
         return int(self.networks["seed"].nunique())
-
-    @property
-    def weights(self) -> int:
-        """The dense network's, biases not counted."""
-        return sum(inputs * outputs for inputs, outputs in pairwise(self.sizes))
 
     @cached_property
     def arms(self) -> dict[str, str]:
-        """The arms beside dense, and what each is."""
+        """The arms beside dense, each with its description."""
         rewind = self.settings["prune"]["rewind"]
         start = f"weights of iteration {rewind}" if rewind else "initial weights"
-        return {arm: ARMS.get(arm, "").format(start=start) for arm in self.levels["arm"].unique() if arm != "dense"}
+        return {arm: ARMS[arm].what.format(start=start) for arm in self.levels["arm"].unique() if arm in ARMS}
 
     @cached_property
     def controls(self) -> list[str]:
@@ -103,8 +98,7 @@ class Findings:
     @property
     def barriers(self) -> list[dict[str, Any]]:
         """The rows of `levels` whose networks have twins."""
-        rows: list[dict[str, Any]] = self.levels[self.levels["stable"].notna()].to_dict("records")
-        return rows
+        return list(self.levels[self.levels["stable"].notna()].to_dict("records"))
 
     @property
     def tested_claims(self) -> list[Mapping[str, Any]]:
@@ -113,7 +107,7 @@ class Findings:
 
 
 class Comparison(NamedTuple):
-    """What a condition rests on, as one reads it."""
+    """The interval that a condition rests on, as one reads it."""
 
     mean: str
     interval: str  # empty with one seed, and where censoring took both limits away
@@ -121,12 +115,11 @@ class Comparison(NamedTuple):
 
     @classmethod
     def of(cls, condition: Mapping[str, Any]) -> "Comparison":
-        """A row of reports/tables/conditions.csv."""
-        is_ratio = condition["unit"] == "ratio"
-        lost = (0.0, math.inf) if is_ratio else (-math.inf, math.inf)
+        """Convert a row of reports/tables/conditions.csv."""
+        form, lowest = (".2f", 0.0) if condition["unit"] == "ratio" else ("+.2f", -math.inf)
         limits = (condition["low"], condition["high"])
-        low, high = (None if limit in lost else signed(limit, is_ratio) for limit in limits)
-        return cls(signed(condition["mean"], is_ratio), between(low, high), int(condition["censored"]))
+        low, high = (None if limit in (lowest, math.inf) else number(limit, form) for limit in limits)
+        return cls(number(condition["mean"], form), between(low, high), int(condition["censored"]))
 
     def __str__(self) -> str:
         return f"{self.mean} ({self.interval})" if self.interval else self.mean
@@ -137,11 +130,6 @@ def between(low: str | None, high: str | None) -> str:
     if low is None or high is None:
         return f"below {high}" if high else f"above {low}" if low else ""
     return f"{low} to {high}"
-
-
-def signed(value: float, is_ratio: bool = False) -> str:
-    """A number of two decimals; a difference with its sign."""
-    return f"{value:.2f}" if is_ratio else f"{value:+.2f}".replace("-", "−")
 
 
 def answer(findings: Findings) -> list[str]:
@@ -161,7 +149,7 @@ def answer(findings: Findings) -> list[str]:
         speed_too = f" and stop at {speed} times its iteration" if known else ""
         first = (
             f"No level is shown to have a winning ticket ({counts}); the most accurate tickets, with "
-            f"{_percent(best['density'])} of the weights ({best['level']}), differ from dense by {accuracy} "
+            f"{as_percent(100 * best['density'])} of the weights ({best['level']}), differ from dense by {accuracy} "
             f"points of test accuracy{speed_too}."
         )
         if not known:
@@ -170,9 +158,9 @@ def answer(findings: Findings) -> list[str]:
     best = min(sure or won, key=lambda each: float(each["density"]))
     accuracy, speed, *gains = best["comparisons"]
     first = (
-        f"With {_percent(best['density'])} of the weights ({best['level']}) the tickets are winning ones: their test "
-        f"accuracy differs from dense’s by {accuracy} points, they stop at {speed} times its iteration, and they beat "
-        f"the same masks with fresh weights by {gains[0]} points and random masks by {gains[1]} points."
+        f"With {as_percent(100 * best['density'])} of the weights ({best['level']}) the tickets are winning ones: "
+        f"their test accuracy differs from dense’s by {accuracy} points, they stop at {speed} times its iteration, "
+        f"and they beat the same masks with fresh weights by {gains[0]} points and random masks by {gains[1]} points."
     )
     others = [each["verdict"] for each in findings.judged if each is not best]
     holm = "" if sure else "; this verdict does not stand after Holm's adjustment over the levels"
@@ -181,7 +169,7 @@ def answer(findings: Findings) -> list[str]:
 
 
 def _censored(judged: Mapping[str, Any]) -> str:
-    """Which of a level's comparisons are with networks that were still improving when training ended."""
+    """Name those comparisons of a level in which networks were still improving when training ended."""
     words = {
         title.partition(",")[0]: comparison.censored
         for title, comparison in zip(COMPARISONS, judged["comparisons"], strict=True)
@@ -189,10 +177,6 @@ def _censored(judged: Mapping[str, Any]) -> str:
     }
     told = ", ".join(f"{count} in {comparison}" for comparison, count in words.items())
     return f"; some networks are censored, their last evaluation being their best ({told})" if told else ""
-
-
-def _percent(fraction: float) -> str:
-    return f"{100 * fraction:.3g} %"
 
 
 def _counted(verdicts: Sequence[str]) -> str:
@@ -215,18 +199,8 @@ def render(findings: Findings, figures: Path, threads: int = 1) -> str:
     environment.filters |= {"claimed": claimed, "percent": percent}
     names = [name for name in FIGURES if name not in REPEATED and (figures / f"{name}.png").exists()]
     with ThreadPoolExecutor(threads) as pool:
-        sources = list(pool.map(embedded, (figures / f"{name}.png" for name in names)))
-    pictures = [
-        {
-            "name": name,
-            "title": name.replace("_", " ").capitalize(),
-            "source": source,
-            "caption": _first_line(FIGURES[name]),
-            "alternative": described(figures / f"{name}.png"),
-        }
-        for name, source in zip(names, sources, strict=True)
-    ]
-    return environment.get_template("report.html.j2").render(
+        pictures = list(pool.map(lambda name: _picture(figures / f"{name}.png"), names))
+    return environment.get_template("page.html.j2").render(
         findings=findings,
         answer=answer(findings),
         comparisons=list(COMPARISONS),
@@ -236,28 +210,29 @@ def render(findings: Findings, figures: Path, threads: int = 1) -> str:
     )
 
 
+UNITS = {  # of findings on claims: the format of their numbers, and the unit in words
+    "points": ("+.2f", "points"),
+    "ratio": (".2f", "times"),
+    "log-ratio per round": ("+.3f", "per round, in ln E"),
+    "% accuracy": (".2f", "%"),
+}
+
+
 def claimed(claim: Mapping[str, Any]) -> str:
-    """What a pipeline found of a claim, with its interval."""
+    """The estimate that a pipeline gives on a claim, with its interval."""
     if claim["estimate"] is None:
         return ""
-    is_ratio = claim["unit"] != "points"
-
-    def number(value: float) -> str:
-        return f"{value:+.3f}".replace("-", "−") if "log" in claim["unit"] else signed(value, is_ratio)
-
-    unit = {"ratio": "times", "log-ratio per round": "per round, in ln E", "% accuracy": "%"}.get(
-        claim["unit"], claim["unit"]
-    )
-    low, high = (None if claim[limit] is None else number(claim[limit]) for limit in ("low", "high"))
+    form, unit = UNITS[claim["unit"]]
+    low, high = (None if claim[limit] is None else number(claim[limit], form) for limit in ("low", "high"))
     interval = between(low, high)
-    return f"{number(claim['estimate'])} ({interval}) {unit}" if interval else f"{number(claim['estimate'])} {unit}"
+    return f"{number(claim['estimate'], form)} {f'({interval}) ' if interval else ''}{unit}"
 
 
-def percent(mean: float, deviation: float = math.nan) -> str:
-    """A fraction in percent, ± the standard deviation, which one seed does not have; nothing where there is none."""
-    if math.isnan(mean):
-        return ""
-    return f"{100 * mean:.2f}" if math.isnan(deviation) else f"{100 * mean:.2f} ± {100 * deviation:.2f}"
+def _picture(file: Path) -> dict[str, str]:
+    """A figure, as the page shows it."""
+    title, caption = file.stem.replace("_", " ").capitalize(), (FIGURES[file.stem].__doc__ or "").partition("\n")[0]
+    shown = {"source": embedded(file), "caption": caption, "alternative": described(file)}
+    return {"name": file.stem, "title": title, **shown}
 
 
 def embedded(picture: Path) -> str:
@@ -270,10 +245,6 @@ def embedded(picture: Path) -> str:
 
 
 def described(picture: Path) -> str:
-    """What a figure says of itself in words, as `drawing.describe` left it in the file."""
+    """The words that describe a figure, as `drawing.describe` left them in the file."""
     with Image.open(picture) as image:
         return str(image.info["Description"])
-
-
-def _first_line(figure: object) -> str:
-    return (figure.__doc__ or "").partition("\n")[0]

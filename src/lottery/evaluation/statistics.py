@@ -1,4 +1,4 @@
-"""What the networks of a pipeline show together: early stopping, means over seeds, intervals, and a verdict a level.
+"""Early stopping, means over seeds and intervals: what the networks of a pipeline show together.
 
 Everything is paired by seed. The two primary outcomes are test accuracy at the early-stopping iteration, in percentage
 points, and the logarithm of the ratio of early-stopping iterations; what is said of them rests on 95 % paired t
@@ -15,14 +15,11 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import special
 
-ACCURACIES = (  # fractions: at the early-stopping iteration, at the last iteration, before training
-    "test_accuracy",
-    "test_accuracy_last",
-    "test_accuracy_start",
-    "train_accuracy",
-    "train_accuracy_last",
-)
+from lottery.core.arms import ARMS
 
+# fractions: at the early-stopping iteration, at the last iteration, before training
+ACCURACIES = ("test_accuracy", "test_accuracy_last", "test_accuracy_start", "train_accuracy", "train_accuracy_last")
+OWN_DENSITY = [name for name, arm in ARMS.items() if arm.own_density]
 CONFIDENCE = 0.95
 POWER = 0.8
 MOST_SEEDS = 100  # beyond these, the seeds that would be needed are "over 100"
@@ -40,14 +37,8 @@ def early_stopping(history: pd.DataFrame) -> pd.DataFrame:
     first, last = (networks["iteration"].transform(which) for which in ("min", "max"))
     candidates = history[history["iteration"] > first]
     lowest = candidates.loc[candidates.groupby(["arm", "seed"], sort=False)["validation_loss"].idxmin()]
-    return pd.DataFrame(
-        {
-            "arm": lowest["arm"],
-            "seed": lowest["seed"],
-            "early_stopping_iteration": lowest["iteration"],
-            "censored": lowest["iteration"] == last[lowest.index],
-        }
-    ).reset_index(drop=True)
+    stops = lowest[["arm", "seed"]].assign(early_stopping_iteration=lowest["iteration"])
+    return stops.assign(censored=lowest["iteration"] == last[lowest.index]).reset_index(drop=True)
 
 
 def reached(history: pd.DataFrame, losses: Mapping[int, float]) -> list[float]:
@@ -64,9 +55,9 @@ def reached(history: pd.DataFrame, losses: Mapping[int, float]) -> list[float]:
 
 
 def summarize(networks: pd.DataFrame) -> pd.DataFrame:
-    """Per level and arm: means and sample standard deviations over n seeds, in the order of appearance.
+    """Means and sample standard deviations over n seeds, per level and arm, in the order of appearance.
 
-    ``networks`` has a row a network as reports/tables/networks.csv has. One seed has no deviation: it is left empty.
+    ``networks``: the rows of reports/tables/networks.csv. One seed has no deviation: it is left empty.
     ``compression`` is weights / weights kept, which in a multilayer perceptron is the theoretical speed-up too,
     multiply-adds / multiply-adds kept (Blalock et al. 2020, section 6). ``dense_loss_iteration_mean`` is over the
     ``dense_loss_reached`` networks that reach dense's lowest validation loss.
@@ -88,11 +79,11 @@ def summarize(networks: pd.DataFrame) -> pd.DataFrame:
 
 
 def by_level(table: pd.DataFrame) -> pd.DataFrame:
-    """A row a level, indexed by its name: what its arms share, from a row an arm or a network.
+    """One row per level, indexed by its name: what its arms share, from a table with one row per arm or network.
 
-    `small-dense` has a density of its own, and speaks for a level only where it is alone.
+    An arm that has a density of its own speaks for a level only where it is alone.
     """
-    rows = table.sort_values("arm", key=lambda arms: arms == "small-dense", kind="stable")
+    rows = table.sort_values("arm", key=lambda arms: arms.isin(OWN_DENSITY), kind="stable")
     return rows.groupby("level", sort=False).first().loc[table["level"].unique()]
 
 
@@ -106,11 +97,12 @@ class Interval:
     mean: float
     low: float
     high: float
-    values: tuple[float, ...] = field(repr=False)  # a seed each
+    values: tuple[float, ...] = field(repr=False)  # one per seed
 
     def p_value(self, bound: float, side: Side) -> float:
-        """Of the hypothesis that the mean does not lie on that side of ``bound``, doubled: below 0.05 just where the
-        interval lies wholly on that side.
+        """The doubled p-value of the hypothesis that the mean does not lie on that side of ``bound``.
+
+        It is below 0.05 exactly where the interval lies wholly on that side.
         """
         if not math.isfinite(self.low if side == "above" else self.high):
             return 1.0
@@ -121,13 +113,13 @@ class Interval:
         return float(min(1.0, 2 * special.stdtr(n - 1, -distance / error)))
 
     def exp(self) -> "Interval":
-        """The same on the scale of ratios, from that of logarithms."""
+        """Convert an interval of logarithms to one of ratios."""
         low, mean, high = (math.exp(value) if value < math.inf else value for value in (self.low, self.mean, self.high))
         return Interval(mean, low, high, tuple(math.exp(value) for value in self.values))
 
 
 def interval(values: Sequence[float], *, bounded_below: bool = True, bounded_above: bool = True) -> Interval:
-    """The mean of one value a seed and its 95 % t interval; infinite on both sides with fewer than two seeds.
+    """The mean of one value per seed and its 95 % t interval; infinite on both sides with fewer than two seeds.
 
     Where censoring leaves the values without a bound on one side, that limit is infinite.
     """
@@ -144,7 +136,16 @@ def _standard_error(values: Sequence[float]) -> float:
     return float(np.std(values, ddof=1)) / math.sqrt(len(values))
 
 
-def contrast(terms: Sequence[tuple[float, Mapping[int, float], Mapping[int, bool]]]) -> Interval:
+Term = tuple[float, Mapping[int, float], Mapping[int, bool]]  # of `contrast`
+
+
+def log_iterations(weight: float, networks: pd.DataFrame) -> Term:
+    """The logarithms of early-stopping iterations, from a table indexed by seed, as a term of `contrast`."""
+    logs = {int(seed): math.log(e) for seed, e in networks["early_stopping_iteration"].items()}
+    return weight, logs, {int(seed): bool(flag) for seed, flag in networks["censored"].items()}
+
+
+def contrast(terms: Sequence[Term]) -> Interval:
     """The interval of a weighted sum of logarithms of early-stopping iterations, by seed.
 
     Each term is a weight, and by seed a logarithm and whether it is censored. A censored one is a lower bound: with a

@@ -1,4 +1,4 @@
-"""What figures are made of: a pipeline's `Results`, how arms look, axes, lines and legends."""
+"""The parts of figures: a pipeline's `Results`, the looks of arms, axes, lines, legends and numbers in words."""
 
 from __future__ import annotations
 
@@ -13,15 +13,18 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import matplotlib
 import numpy as np
 import pandas as pd
+from matplotlib.ticker import LogLocator, NullFormatter, NullLocator
+from matplotlib.transforms import offset_copy
 from numpy.typing import ArrayLike, NDArray
 
-from lottery.statistics import Interval, by_level, interval
+from lottery.core.arms import ARMS, Look
+from lottery.evaluation.statistics import Interval, by_level, interval
 
 if TYPE_CHECKING:  # most stages only save mask pictures, which need none of these
     from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-    from matplotlib.typing import LineStyleType, RcKeyType
+    from matplotlib.typing import RcKeyType
 
 WIDTH = 8.0  # inches; as wide as a README, an inch is about 100 pixels
 LINE = 0.17  # inches from one line of text to the next
@@ -54,26 +57,7 @@ STYLE: dict[RcKeyType, Any] = {
 }
 
 
-@dataclass(frozen=True)
-class Look:
-    """How an arm looks in every figure."""
-
-    color: str
-    marker: str
-    line: LineStyleType  # of a curve; where lines are paths, only dense has its own
-
-
-# from the palette of Okabe & Ito (2008), whose colours the colour-blind tell apart
-LOOKS = {
-    "dense": Look("#000000", "o", (0, (4, 2))),
-    "ticket": Look("#0072B2", "o", "-"),
-    "reinit": Look("#D55E00", "s", "-."),
-    "random": Look("#009E73", "^", ":"),
-    "random-inputs": Look("#56B4E9", "v", (0, (5, 1, 1, 1, 1, 1))),
-    "small-dense": Look("#999999", "X", (0, (9, 3))),
-    "finetune": Look("#CC79A7", "D", (0, (2, 1))),
-    "lr-rewind": Look("#E69F00", "P", (0, (1, 3))),
-}
+LOOKS = {"dense": Look("#000000", "o", (0, (4, 2))), **{name: arm.look for name, arm in ARMS.items()}}
 PATHS = {"solid": "-", "dashed": "--", "dash-dotted": "-.", "dotted": ":"}  # the lines of a tree, by turns
 MORE_LOOKS = (Look("#F0E442", "h", (0, (3, 3))),)  # for arms that are not listed above, by turns
 
@@ -84,30 +68,30 @@ Found = Mapping[tuple[str, str], Interval]  # a measure over seeds, by level and
 
 @dataclass(frozen=True)
 class Results:
-    """What figures show of a pipeline. Levels come in the reports' order: dense first, parents before children."""
+    """The contents of figures. Levels come in the reports' order: dense first, parents before children."""
 
-    levels: pd.DataFrame  # reports/tables/levels.csv, a row a level and arm
-    networks: pd.DataFrame  # reports/tables/networks.csv, a row a network
+    levels: pd.DataFrame  # reports/tables/levels.csv, one row per level and arm
+    networks: pd.DataFrame  # reports/tables/networks.csv, one row per network
     history: pd.DataFrame  # the levels' histories, with a column `level`
     connections: Mapping[str, NDArray[np.float64]]  # level: first-layer connections that each input keeps, [in]
-    structure: pd.DataFrame  # reports/tables/structure.csv, a row a level, arm and layer
-    kept_weights: pd.DataFrame  # reports/tables/kept_weights.csv, a row a level, layer and bin
-    connectivity: pd.DataFrame  # reports/tables/connectivity.csv, a row a network with a twin
+    structure: pd.DataFrame  # reports/tables/structure.csv, one row per level, arm and layer
+    kept_weights: pd.DataFrame  # reports/tables/kept_weights.csv, one row per level, layer and bin
+    connectivity: pd.DataFrame  # reports/tables/connectivity.csv, one row per network with a twin
 
     @cached_property
     def looks(self) -> dict[str, Look]:
-        """The arms, dense first, and how each looks."""
+        """The look of each arm, dense first."""
         more = cycle(MORE_LOOKS)
         return {arm: LOOKS.get(arm) or next(more) for arm in self.levels["arm"].unique()}
 
     @cached_property
     def seeds(self) -> int:
-        """How many seeds there are."""
+        """The number of seeds."""
         return int(self.networks["seed"].nunique())
 
     @cached_property
     def tree(self) -> pd.DataFrame:
-        """A row a level, indexed by its name: what all its arms share."""
+        """One row per level, indexed by its name: what all its arms share."""
         return by_level(self.levels)
 
     @cached_property
@@ -142,7 +126,7 @@ class Results:
 
     @cached_property
     def kept_by_layer(self) -> pd.DataFrame:
-        """Weights kept, a row a level and a column a layer."""
+        """Weights kept, one row per level and one column per layer."""
         return self.tree.filter(regex="^weights_kept_layer").set_axis(self.layers, axis=1)
 
     @cached_property
@@ -193,6 +177,13 @@ def label_outer(panels: Sequence[Axes], shown: int, columns: int) -> None:
             axes.set_ylabel("")
 
 
+def label_log_axis(axes: Axes, form: str) -> None:
+    """Number a logarithmic axis at 1, 2 and 5 of each decade, in that format."""
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(form)
+    axes.yaxis.set_minor_formatter(NullFormatter())
+
+
 def describe(figure: Figure, *sentences: str) -> Figure:
     """Say in words what a figure shows, with its values, to those who cannot see it; its file keeps them."""
     figure.set_label(" ".join(filter(None, sentences)))
@@ -202,30 +193,23 @@ def describe(figure: Figure, *sentences: str) -> Figure:
 def add_legend(
     figure: Figure, results: Results, *notes: str, arms: Collection[str] | None = None, curves: bool = False
 ) -> None:
-    """Below the figure: the arms, or those of ``arms``, and in words what else there is to know.
+    """Add a legend of the arms, or of those in ``arms``, below the figure, with notes in words.
 
     ``curves``: each arm has a line of its own.
     """
     from matplotlib.lines import Line2D
 
-    handles = [
-        Line2D(
-            [],
-            [],
-            color=look.color,
-            marker=look.marker,
-            linestyle=look.line if curves or arm == "dense" else "-",
-            label=arm,
-        )
-        for arm, look in results.looks.items()
-        if arms is None or arm in arms
-    ]
+    handles = []
+    for arm, look in results.looks.items():
+        if arms is None or arm in arms:
+            line: Any = look.line if curves or arm == "dense" else "-"
+            handles.append(Line2D([], [], label=arm, color=look.color, marker=look.marker, linestyle=line))
     over = f"Mean over {results.seeds} seeds with its 95 % interval." if results.seeds > 1 else "One seed."
     add_key(figure, handles, over, *notes)
 
 
 def add_key(figure: Figure, handles: Sequence[Artist], *notes: str) -> None:
-    """Below the figure: what each of these looks means, and notes in words."""
+    """Add the meanings of these looks, and notes in words, below the figure."""
     legend = figure.legend(
         handles=handles,
         loc="outside lower center",
@@ -237,7 +221,7 @@ def add_key(figure: Figure, handles: Sequence[Artist], *notes: str) -> None:
 
 
 def paths_in_words(results: Results) -> str:
-    """Which line is which path, where there are several."""
+    """Name the path of each line, where there are several."""
     ends = zip(cycle(PATHS), results.lines, strict=False)
     words = ", ".join(f"{style} to {line[-1]}" for style, line in ends)
     return f"Lines: {words}." if len(results.lines) > 1 else ""
@@ -278,7 +262,7 @@ def draw_lines(
 
 
 def limits_of(found: Found) -> tuple[float, float]:
-    """From where to where an axis goes: over all seeds and their intervals.
+    """The limits of an axis, over all seeds and their intervals.
 
     The interval of few seeds is wide, and widens the axis by once the seeds' own range on either side at most.
     """
@@ -300,8 +284,6 @@ def _room(axes: Axes, results: Results) -> float:
 
 def set_density_axis(axes: Axes, results: Results) -> None:
     """Density across, on a logarithmic axis, sparser to the right as in Frankle & Carbin (2019)."""
-    from matplotlib.ticker import NullLocator
-
     densities = sorted(set(results.percent.values()), reverse=True)
     axes.set_xscale("log")
     axes.set_xlim(1.08 * densities[0], densities[-1] / 1.15)  # with room for the dots of the last level
@@ -320,8 +302,6 @@ def draw_band(axes: Axes, x: ArrayLike, low: ArrayLike, high: ArrayLike, look: L
 
 def draw_seeds(axes: Axes, x: float, found: Interval, look: Look, aside: float) -> None:
     """A dot for each seed, so many points to the right of ``x``; none where there is one."""
-    from matplotlib.transforms import offset_copy
-
     if len(found.values) > 1:
         place = offset_copy(axes.transData, axes.get_figure(root=True), x=aside, units="points")
         xs = [x] * len(found.values)
@@ -340,12 +320,12 @@ def _with_room(densities: Sequence[float], axes: Axes) -> list[str]:
 
 
 def size_in_inches(axes: Axes) -> tuple[float, float]:
-    """About how wide and how high the axes are; the layout, which comes last, decides."""
+    """The approximate width and height of axes; the layout, which comes last, decides."""
     return axes.bbox.width / axes.figure.dpi, axes.bbox.height / axes.figure.dpi
 
 
 def width_of(text: str) -> float:
-    """About how wide a text is with some space around."""
+    """The approximate width of a text, in inches, with some space around."""
     return 0.07 + 0.08 * len(text)
 
 
@@ -382,5 +362,12 @@ def in_words(results: Results, found: Found, form: str, most: int = 6) -> str:
 
 
 def number(value: float, form: str) -> str:
-    """A number in a format, with a minus sign that is one."""
+    """A number in a format, with a proper minus sign."""
     return format(value, form).replace("-", "\N{MINUS SIGN}")
+
+
+def percent(mean: float, deviation: float = math.nan) -> str:
+    """A fraction in percent, ± the standard deviation, which one seed does not have; nothing where there is none."""
+    if math.isnan(mean):
+        return ""
+    return f"{100 * mean:.2f}" if math.isnan(deviation) else f"{100 * mean:.2f} ± {100 * deviation:.2f}"

@@ -8,7 +8,7 @@ fraction that both keep. To say that it is large takes what chance would give ma
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache, partial
-from itertools import combinations, pairwise
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -17,59 +17,58 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lottery.network import Masks
-from lottery.pruning import weights_kept
+from lottery.core.families import family
+from lottery.core.pruning import weights_kept
+from lottery.core.stack import Masks
 
-COLUMNS = (  # of reports/tables/structure.csv
-    "level",
-    "arm",
-    "layer",
-    "density",
-    "connected_in",
-    "connected_out",
-    "overlap",
-    "chance",
-    "chance_by_input",
-)
+# of reports/tables/structure.csv
+COLUMNS = ("level", "arm", "layer", "density", "connected_in", "connected_out", "overlap", "chance", "chance_by_input")
 WEIGHTS_COLUMNS = ("level", "layer", "low", "high", "start", "end")  # of reports/tables/kept_weights.csv
 BINS, REACH = 96, 16.0  # of the distribution of weights: how many bins, and standard deviations at its ends
+
+Connections = Sequence[Tensor]  # as `families.Family.connections` gives them
 
 # --- connected units -------------------------------------------------------------------------------------------------
 
 
-def connected(masks: Masks) -> tuple[Tensor, ...]:
-    """Which units have at least one kept connection on each of their sides, bool [R, units] for each kind of units.
+def connected(connections: Connections) -> tuple[Tensor, ...]:
+    """Mark the units with at least one kept connection on each of their sides, bool [R, units] for each kind of units.
 
     Inputs and outputs have one side. A connected unit need not lie on a path from an input to an output.
     """
-    above = [mask.any(dim=2) for mask in masks]
-    below = [mask.any(dim=1) for mask in masks]
+    above = [kept.any(dim=2) for kept in connections]
+    below = [kept.any(dim=1) for kept in connections]
     hidden = [after & before for after, before in zip(above[1:], below[:-1], strict=True)]
     return (above[0], *hidden, below[-1])
 
 
-def effective_density(masks: Masks) -> Tensor:
-    """Weights on a path from an input to an output / prunable weights, float64 [R].
+def weights_on_paths(connections: Connections) -> Tensor:
+    """Count the weights that lie on a path from an input to an output, int64 [R].
 
     The others change no output but by the bias of a unit that no input reaches (Vysogorets & Kempe 2023).
     """
-    reached = [torch.ones_like(masks[0][:, :, 0])]  # by a path from an input, bool [R, units]
-    for mask in masks[:-1]:
-        reached.append((mask & reached[-1][:, :, None]).any(dim=1))
-    leads = torch.ones_like(masks[-1][:, 0])  # to an output, bool [R, units]
+    reached = [torch.ones_like(connections[0][:, :, 0], dtype=torch.bool)]  # by a path from an input, [R, units]
+    for kept in connections[:-1]:
+        reached.append(((kept != 0) & reached[-1][:, :, None]).any(dim=1))
+    leads = torch.ones_like(connections[-1][:, 0], dtype=torch.bool)  # to an output, [R, units]
     on_path = torch.zeros(len(leads), dtype=torch.int64)
-    for mask, before in zip(reversed(masks), reversed(reached), strict=True):
-        onward = mask & leads[:, None, :]
-        on_path += (onward & before[:, :, None]).count_nonzero(dim=(1, 2))
+    for kept, before in zip(reversed(connections), reversed(reached), strict=True):
+        onward = kept * leads[:, None, :]
+        on_path += (onward * before[:, :, None]).sum(dim=(1, 2))
         leads = onward.any(dim=2)
-    return on_path.double() / sum(mask[0].numel() for mask in masks)
+    return on_path
 
 
 def of_networks(masks: Masks) -> dict[str, Tensor]:
-    """The measures of each network alone, [R], by their names in reports/tables/networks.csv and MLflow."""
-    inputs, *hidden, _ = (units.sum(dim=1) for units in connected(masks))
+    """The measures of each network alone, [R], by their names in reports/tables/networks.csv and MLflow.
+
+    The effective density is the weights on a path from an input to an output / prunable weights.
+    """
+    connections = family(masks.layout).connections(masks)
+    inputs, *hidden, _ = (units.sum(dim=1) for units in connected(connections))
     counts = {f"connected_hidden{layer}": units for layer, units in enumerate(hidden, start=1)}
-    return {"effective_density": effective_density(masks), "connected_inputs": inputs, **counts}
+    effective = weights_on_paths(connections).double() / masks.layout.prunable
+    return {"effective_density": effective, "connected_inputs": inputs, **counts}
 
 
 # --- overlap ---------------------------------------------------------------------------------------------------------
@@ -93,16 +92,14 @@ def chance(size: int, first: int, second: int) -> float:
         return math.nan
     lowest, highest = max(0, first + second - size), min(first, second)
     mean = first * second / size
-    reach = (
-        40 * math.sqrt(mean * (1 - first / size)) + 100
-    )  # deviations, at least; what lies further is lost in a double
+    reach = 40 * math.sqrt(mean * (1 - first / size)) + 100  # 40 deviations at least: a double loses the rest
     both = np.arange(max(lowest, math.floor(mean - reach)), min(highest, math.ceil(mean + reach)) + 1)
     # a dot product's last bits would depend on the number of threads
     return math.fsum(hypergeom.pmf(both, size, first, second) * both / (first + second - both))
 
 
 def chance_by_group(sizes: NDArray[np.int64], first: NDArray[np.int64], second: NDArray[np.int64]) -> float:
-    """The same for masks that are uniform within groups, [groups], of which each keeps its own count.
+    """The expected Jaccard index of masks that are uniform within groups, [groups], each of which keeps its own count.
 
     The groups are layers, or the inputs of the first layer with their connections. This is the ratio of expectations,
     E|A and B| / E|A or B|, and not the expectation of the ratio, from which it differs little where much is kept.
@@ -122,44 +119,32 @@ def over_pairs(measure: Callable[[Any, Any], float], networks: Sequence[Any]) ->
 def describe(arms: Mapping[str, Masks]) -> pd.DataFrame:
     """A level's rows of reports/tables/structure.csv, without its name: each arm's networks are the seeds.
 
-    A row an arm and layer, and one for all layers, whose connected units are the inputs and the outputs and whose
+    One row per arm and layer, and one for all layers, whose connected units are the inputs and the outputs and whose
     chance is given the layers' counts.
     """
-    return pd.DataFrame([row for arm, masks in arms.items() for row in _describe_arm(arm, masks)])
+    return pd.DataFrame([row for each in arms.items() for row in _describe_arm(*each)], columns=COLUMNS[1:])
 
 
-def _describe_arm(arm: str, masks: Masks) -> Iterable[dict[str, Any]]:
-    sizes = np.array([mask[0].numel() for mask in masks])
+def _describe_arm(arm: str, masks: Masks) -> Iterable[tuple[Any, ...]]:
+    sizes = np.array([piece.size for piece in masks.layout.weights])
     kept = weights_kept(masks).numpy()
-    units = [float(units.sum(dim=1).double().mean()) for units in connected(masks)]
-    for layer, (mask, size, (before, after)) in enumerate(zip(masks, sizes.tolist(), pairwise(units), strict=True)):
-        counts = kept[:, layer].tolist()
-        yield {
-            "arm": arm,
-            "layer": str(layer),
-            "density": kept[:, layer].mean() / size,
-            "connected_in": before,
-            "connected_out": after,
-            "overlap": over_pairs(jaccard, list(mask)),
-            "chance": over_pairs(partial(chance, size), counts),
-            "chance_by_input": _chance_by_input(mask) if layer == 0 else math.nan,
-        }
-    yield {
-        "arm": arm,
-        "layer": "all",
-        "density": kept.sum(axis=1).mean() / sizes.sum(),
-        "connected_in": units[0],
-        "connected_out": units[-1],
-        "overlap": over_pairs(jaccard, list(torch.cat([mask.flatten(1) for mask in masks], dim=1))),
-        "chance": over_pairs(partial(chance_by_group, sizes), list(kept)),
-        "chance_by_input": math.nan,
-    }
+    connections = family(masks.layout).connections(masks)
+    units = [float(units.sum(dim=1).double().mean()) for units in connected(connections)]
+    for layer, (mask, size) in enumerate(zip(masks.weights, sizes.tolist(), strict=True)):
+        density, overlap = kept[:, layer].mean() / size, over_pairs(jaccard, list(mask))
+        by_chance = over_pairs(partial(chance, size), kept[:, layer].tolist())
+        by_input = _chance_by_input(connections[0], size) if layer == 0 else math.nan
+        yield arm, str(layer), density, units[layer], units[layer + 1], overlap, by_chance, by_input
+    together = torch.cat([mask.flatten(1) for mask in masks.weights], dim=1)
+    density, overlap = kept.sum(axis=1).mean() / sizes.sum(), over_pairs(jaccard, list(together))
+    by_chance = over_pairs(partial(chance_by_group, sizes), list(kept))
+    yield arm, "all", density, units[0], units[-1], overlap, by_chance, math.nan
 
 
-def _chance_by_input(mask: Tensor) -> float:
-    """Chance for a first layer, bool [R, in, out], each of whose inputs keeps its own number of connections."""
-    counts = mask.sum(dim=2).numpy()
-    sizes = np.full(mask.shape[1], mask.shape[2])
+def _chance_by_input(connections: Tensor, size: int) -> float:
+    """The chance overlap of first layers of so many weights, [R, in, out], whose inputs keep their own counts."""
+    counts = connections.sum(dim=2).numpy()
+    sizes = np.full(counts.shape[1], size // counts.shape[1])
     return over_pairs(partial(chance_by_group, sizes), list(counts))
 
 
@@ -173,30 +158,20 @@ def edges(initial: Tensor) -> NDArray[np.float64]:
 
 
 def histogram(weights: Tensor, mask: Tensor, limits: NDArray[np.float64]) -> NDArray[np.int64]:
-    """How many of the kept weights, both [R, in, out], lie in each bin, [bins]; the outermost bins are open."""
+    """Count the kept weights, both [R, *shape], in each bin, [bins]; the outermost bins are open."""
     kept = weights[mask].double().numpy()
     return np.histogram(kept.clip(limits[0], limits[-1]), limits)[0]
 
 
 def kept_weights(
-    masks: Masks, start: Sequence[Tensor], end: Sequence[Tensor], limits: Sequence[NDArray[np.float64]]
+    masks: Sequence[Tensor], start: Sequence[Tensor], end: Sequence[Tensor], limits: Sequence[NDArray[np.float64]]
 ) -> pd.DataFrame:
     """The distribution of the weights that an arm keeps, before and after training: reports/tables/kept_weights.csv.
 
-    A row a layer and bin: its limits ``low`` and ``high``, and the numbers of weights in it, over all networks.
+    One row per layer and bin: its limits ``low`` and ``high``, and the numbers of weights in it, over all networks.
     """
-    return pd.concat(
-        [
-            pd.DataFrame(
-                {
-                    "layer": layer,
-                    "low": limits[layer][:-1],
-                    "high": limits[layer][1:],
-                    "start": histogram(start[layer], mask, limits[layer]),
-                    "end": histogram(end[layer], mask, limits[layer]),
-                }
-            )
-            for layer, mask in enumerate(masks)
-        ],
-        ignore_index=True,
-    )
+    tables = []
+    for layer, (mask, bins) in enumerate(zip(masks, limits, strict=True)):
+        counts = {"start": histogram(start[layer], mask, bins), "end": histogram(end[layer], mask, bins)}
+        tables.append(pd.DataFrame({"layer": layer, "low": bins[:-1], "high": bins[1:], **counts}))
+    return pd.concat(tables, ignore_index=True)

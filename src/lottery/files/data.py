@@ -31,9 +31,9 @@ from safetensors.torch import save
 from torch import Tensor
 
 from lottery import LotteryError
-from lottery.images import Images, Scaling, Split
-from lottery.randomness import generator
-from lottery.workplace import replacing, scratch
+from lottery.core.images import Images, Scaling, Split
+from lottery.core.randomness import generator
+from lottery.files.workplace import replacing, scratch
 
 TENSORS = ("train_images", "train_labels", "test_images", "test_labels")
 

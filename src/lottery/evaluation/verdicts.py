@@ -1,4 +1,4 @@
-"""A verdict a level: is the ticket a winning one? And how sure that is, over seeds.
+"""One verdict per level: whether the ticket is a winning one, and how sure that is over seeds.
 
 At a level the ticket is, with m the margin in points and s the ratio within which speeds match:
 
@@ -15,13 +15,13 @@ over levels by Holm's method, one family a comparison. A *censored* ticket leave
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 
 import pandas as pd
 
-from lottery.statistics import (
+from lottery.core.arms import CONTROLS
+from lottery.evaluation.statistics import (
     CONFIDENCE,
     MOST_SEEDS,
     Interval,
@@ -29,11 +29,11 @@ from lottery.statistics import (
     contrast,
     holm,
     interval,
+    log_iterations,
     pooled_deviation,
     seeds_needed,
 )
 
-CONTROLS = ("reinit", "random")
 YES_NO = {True: "yes", False: "no"}  # words that stay words when pandas reads a table back
 FEWEST_SEEDS = 3
 CONTROL_GAIN = 0.3  # points by which tickets are taken to beat their controls when seeds are planned
@@ -41,18 +41,13 @@ SHOWN = {  # what a condition's planned seeds can show, and what they cannot; ot
     "equal": ("a ticket as accurate as dense", "a slightly worse one"),
     "fast": ("a ticket as fast as dense", "a slightly slower one"),
 }
-WINNING, WORSE, SLOWER, ORDINARY, UNDECIDED = (
-    "winning ticket",
-    "worse than dense",
-    "accurate but slower",
-    "sparse but not special",
-    "undecided",
-)
+WINNING, WORSE, SLOWER = "winning ticket", "worse than dense", "accurate but slower"
+ORDINARY, UNDECIDED = "sparse but not special", "undecided"
 
 
 @dataclass(frozen=True)
 class Condition:
-    """That the mean of paired differences lies on one side of a bound; where it is a ratio, of its logarithm."""
+    """A statement: the mean of paired differences (of ratios, of their logarithms) lies on one side of a bound."""
 
     name: str
     comparison: str  # what is compared, as in `ticket - dense`
@@ -80,7 +75,7 @@ class Condition:
 
 @dataclass(frozen=True)
 class Judged:
-    """A level's verdict, and why."""
+    """The verdict on a level, and its reasons."""
 
     level: str
     verdict: str
@@ -99,37 +94,27 @@ class Judged:
 
 
 def judge(networks: pd.DataFrame, margin: float, speed_margin: float) -> list[Judged]:
-    """Every level's verdict, in the order of the rows.
+    """Judge every level, in the order of the rows.
 
-    ``networks`` has a row a network as reports/tables/networks.csv has; ``margin`` in points, ``speed_margin`` a ratio.
+    ``networks``: the rows of reports/tables/networks.csv; ``margin`` is in points, ``speed_margin`` a ratio.
     """
-    found = {level: dict(_conditions(networks, level, margin, speed_margin)) for level in _levels(networks)}
+    levels = [str(level) for level in networks.loc[networks["arm"] == "ticket", "level"].unique()]
+    found = {level: _conditions(networks, level, margin, speed_margin) for level in levels}
     adjusted: dict[str, dict[str, float]] = {level: {} for level in found}
     for name in dict.fromkeys(name for conditions in found.values() for name in conditions):
-        levels = [level for level in found if name in found[level]]
-        p_values = holm([found[level][name].p_value for level in levels])
-        for level, p_value in zip(levels, p_values, strict=True):
+        having = [level for level in levels if name in found[level]]
+        p_values = holm([found[level][name].p_value for level in having])
+        for level, p_value in zip(having, p_values, strict=True):
             adjusted[level][name] = p_value
-    deviations = {
-        comparison: pooled_deviation([condition.found for condition in same])
-        for comparison, same in _by_comparison(found)
-    }
+    intervals: dict[str, dict[str, Interval]] = {}  # by comparison and level, whatever the number of its conditions
+    for level, conditions in found.items():
+        for condition in conditions.values():
+            intervals.setdefault(condition.comparison, {})[level] = condition.found
+    deviations = {comparison: pooled_deviation(list(same.values())) for comparison, same in intervals.items()}
     return [_judge(level, networks, found[level], adjusted[level], deviations) for level in found]
 
 
-def _levels(networks: pd.DataFrame) -> list[str]:
-    rows = networks[networks["arm"] == "ticket"]
-    return [str(level) for level in rows["level"].unique()]
-
-
-def _by_comparison(found: Mapping[str, Mapping[str, Condition]]) -> Iterator[tuple[str, list[Condition]]]:
-    """Each level's intervals of a comparison, once, whatever the number of its conditions."""
-    every = [condition for conditions in found.values() for condition in conditions.values()]
-    for comparison, same in groupby(sorted(every, key=lambda c: c.comparison), key=lambda c: c.comparison):
-        yield comparison, list({id(condition.found): condition for condition in same}.values())
-
-
-def _conditions(networks: pd.DataFrame, level: str, m: float, s: float) -> Iterator[tuple[str, Condition]]:
+def _conditions(networks: pd.DataFrame, level: str, m: float, s: float) -> dict[str, Condition]:
     here = networks[networks["level"] == level]
     arms = {arm: rows.set_index("seed") for arm, rows in here.groupby("arm", sort=False)}
     arms["dense"] = networks[networks["level"] == "dense"].set_index("seed")
@@ -153,20 +138,15 @@ def _conditions(networks: pd.DataFrame, level: str, m: float, s: float) -> Itera
         if arm in CONTROLS:
             every.append(condition(f"no better than {arm}", of, "below", m, gain))
             every.append(condition(f"{arm} equal", f"{arm} - dense", "above", -m, points(arm, "dense")))
-    for each in every:
-        yield each.name, each
+    return {each.name: each for each in every}
 
 
 def log_ratio(ticket: pd.DataFrame, dense: pd.DataFrame) -> Interval:
-    """ln(E(ticket) / E(dense)) over the seeds of both, tables with a row a seed.
+    """ln(E(ticket) / E(dense)) over the seeds of both, tables indexed by seed.
 
-    A censored dense network makes it an upper bound; a censored ticket leaves it without any.
+    A censored dense network makes it an upper bound; a censored ticket leaves it without any bound.
     """
-    terms = []
-    for weight, rows in ((1.0, ticket), (-1.0, dense)):
-        logs = {int(seed): math.log(e) for seed, e in rows["early_stopping_iteration"].items()}
-        terms.append((weight, logs, {int(seed): bool(flag) for seed, flag in rows["censored"].items()}))
-    found = contrast(terms)
+    found = contrast([log_iterations(1, ticket), log_iterations(-1, dense)])
     return found if math.isfinite(found.high) else Interval(found.mean, -math.inf, math.inf, found.values)
 
 
@@ -178,7 +158,8 @@ def _judge(
     deviations: Mapping[str, float],
 ) -> Judged:
     def judged(verdict: str, decisive: Sequence[str], reason: str = "") -> Judged:
-        seeds = {name: _seeds(conditions[name], deviations) for name in decisive if not conditions[name].holds}
+        failing = [conditions[name] for name in decisive if not conditions[name].holds]
+        seeds = {c.name: seeds_needed(abs(c.truth - c.bound), deviations[c.comparison]) for c in failing}
         return Judged(level, verdict, conditions, adjusted, tuple(decisive), seeds, reason)
 
     def holds(*names: str) -> bool:
@@ -204,12 +185,8 @@ def _judge(
     return judged(UNDECIDED, [name for name in winning if not conditions[name].holds])
 
 
-def _seeds(condition: Condition, deviations: Mapping[str, float]) -> int | None:
-    return seeds_needed(abs(condition.truth - condition.bound), deviations[condition.comparison])
-
-
 def explanation(judged: Judged) -> str:
-    """Why a verdict is as it is, in words for a table."""
+    """The reasons for a verdict, in words for a table."""
     if judged.reason:
         return judged.reason
     if judged.verdict != UNDECIDED:
@@ -221,7 +198,7 @@ def explanation(judged: Judged) -> str:
 
 
 def _why_not_shown(name: str, judged: Judged) -> str:
-    """What a reader can do about a condition that is not shown."""
+    """The reason why a condition is not shown, with what a reader can do about it."""
     seeds, found = judged.seeds[name], judged.conditions[name].found
     if name == "fast" and math.isinf(found.high):
         return "a ticket is censored, so train longer (train.epochs or train.iterations)"
@@ -234,7 +211,7 @@ def _why_not_shown(name: str, judged: Judged) -> str:
 
 
 def table(judged: Sequence[Judged]) -> pd.DataFrame:
-    """A row a level: its verdict, whether it survives Holm's adjustment, and why."""
+    """One row per level: its verdict, whether it survives Holm's adjustment, and why."""
     return pd.DataFrame(
         {
             "level": [each.level for each in judged],
@@ -252,7 +229,7 @@ COLUMNS = (  # of `conditions_table`, whose intervals and bounds of ratios are r
 
 
 def conditions_table(judged: Sequence[Judged]) -> pd.DataFrame:
-    """A row a level and condition: the interval, the bound, the p-values, and how many networks are censored."""
+    """One row per level and condition: the interval, the bound, the p-values, and how many networks are censored."""
     rows = []
     for each in judged:
         for name, condition in each.conditions.items():

@@ -1,4 +1,4 @@
-"""What the reports say, from the table of networks and the table of levels."""
+"""The words and numbers of the reports, from the tables of networks and of levels."""
 
 import math
 from collections.abc import Sequence
@@ -7,9 +7,9 @@ from typing import Any
 
 import pandas as pd
 
-from lottery.claims import Claim, Finding
-from lottery.statistics import by_level
-from lottery.verdicts import Judged
+from lottery.evaluation.claims import Claim, Finding
+from lottery.evaluation.statistics import by_level
+from lottery.evaluation.verdicts import Judged
 
 MOST_NAMED = 4  # arms in a warning
 FEWEST_EVALUATIONS = 10  # of a network, with fewer of which early stopping sees little
@@ -26,13 +26,13 @@ def rounded(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def compared(levels: pd.DataFrame, judged: Sequence[Judged] = ()) -> dict[str, Any]:
-    """What people compare between pipelines, in percent: the numbers of reports/metrics.json.
+    """The numbers that people compare between pipelines, in percent: reports/metrics.json.
 
     For each level its density, and for each arm the mean test accuracy at the early-stopping iteration (``ticket``)
     and its difference from dense in percentage points (``ticket-dense``); then the level's verdict. The names are short
     because `dvc metrics show` makes a column of each.
     """
-    baseline = _dense(levels)
+    baseline = float(levels.loc[levels["level"] == "dense", "test_accuracy_mean"].iloc[0])
     result: dict[str, Any] = {"dense": round(100 * baseline, 3)}
     density = by_level(levels)["density"]
     for level, rows in levels[levels["level"] != "dense"].groupby("level", sort=False):
@@ -47,33 +47,19 @@ def compared(levels: pd.DataFrame, judged: Sequence[Judged] = ()) -> dict[str, A
 
 
 def judged_claims(findings: Sequence[tuple[Claim, Finding]]) -> list[dict[str, Any]]:
-    """The paper's claims and what the networks say of them: the entries of reports/tables/claims.json.
+    """The paper's claims with the findings on them: the entries of reports/tables/claims.json.
 
     A limit that censoring took away is null.
     """
-    return [_judged_claim(claim, finding) for claim, finding in findings]
-
-
-def _judged_claim(claim: Claim, finding: Finding) -> dict[str, Any]:
-    low, high = finding.limits
-    return {
-        "name": claim.name,
-        "claim": claim.claim,
-        "paper": claim.paper,
-        "tested": claim.tested,
-        "verdict": finding.verdict,
-        "unit": finding.unit,
-        "estimate": _rounded(finding.interval.mean if finding.interval else None),
-        "low": _rounded(low),
-        "high": _rounded(high),
-        "papers_number": finding.papers_number,
-        "papers_number_within": finding.papers_number_within,
-        "note": finding.note,
-    }
-
-
-def _rounded(value: float | None) -> float | None:
-    return None if value is None else round(value, DECIMALS)
+    entries = []
+    for claim, finding in findings:
+        words = {key: getattr(claim, key) for key in ("name", "claim", "paper", "tested")}
+        numbers = (finding.interval.mean if finding.interval else None, *finding.limits)
+        rounded = [None if number is None else round(number, DECIMALS) for number in numbers]
+        papers = {key: getattr(finding, key) for key in ("papers_number", "papers_number_within", "note")}
+        found = dict(zip(("estimate", "low", "high"), rounded, strict=True))
+        entries.append(words | {"verdict": finding.verdict, "unit": finding.unit} | found | papers)
+    return entries
 
 
 def warning(levels: pd.DataFrame, iterations: int, evaluate_every: int) -> str:
@@ -104,8 +90,3 @@ def load_table(path: Path) -> pd.DataFrame:
     """One of `evaluate`'s tables; a level may be called `90`, `1e5` or `nan`, which remain names."""
     names = dict.fromkeys(("level", "parent", "arm"), str)
     return pd.read_csv(path, dtype=names, keep_default_na=False, na_values=[""])
-
-
-def _dense(levels: pd.DataFrame) -> float:
-    """The dense networks' mean test accuracy at the early-stopping iteration, a fraction."""
-    return float(levels.loc[levels["level"] == "dense", "test_accuracy_mean"].iloc[0])

@@ -1,0 +1,48 @@
+"""The engine that trains groups of networks in processes of this machine; another needs no more than their states."""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, wait
+from typing import TYPE_CHECKING
+
+import torch
+
+from lottery.core.workers import Workers
+
+if TYPE_CHECKING:
+    from lottery.core.training import Group, State
+
+
+def run(groups: Sequence[Group], threads: int, advanced: Callable[[Group], None]) -> None:
+    """Advance all groups to their ends in so many processes; ``advanced`` is called here after each evaluation.
+
+    The groups' states must be `shared`: a process changes its group's state where this one reads it. Each group queues
+    up again after an evaluation, which keeps all processes busy to the end. Raises DivergedError.
+    """
+    with Workers(min(threads, len(groups)), groups) as workers:
+        running = {workers.submit(_advance, place) for place in range(len(groups))}
+        while running:
+            done, running = wait(running, return_when=FIRST_COMPLETED)
+            for future in done:
+                place = future.result()
+                if not groups[place].finished:
+                    running.add(workers.submit(_advance, place))
+                advanced(groups[place])
+
+
+def _advance(groups: Sequence[Group], place: int) -> int:
+    """Advance one group, in whichever process; its state changes. Return its place."""
+    groups[place].advance()
+    return place
+
+
+def shared(state: State) -> State:
+    """A copy of a state in memory that forked processes share, outside /dev/shm, which is often limited to 64 MB."""
+    tensors = state.tensors()
+    for name, tensor in tensors.items():
+        if tensor.nbytes:
+            memory = torch.frombuffer(mmap.mmap(-1, tensor.nbytes), dtype=tensor.dtype)
+            tensors[name] = memory.view(tensor.shape).copy_(tensor)
+    return state.of(tensors, state.parameters.layout)

@@ -1,0 +1,110 @@
+"""Families of networks: what each has to offer for everything else to work with stacks of it.
+
+Adding a family is a layout in `layout`, a module in `networks` and its entry in `FAMILIES`.
+"""
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from lottery.core.images import Images, Scaling, Split
+from lottery.core.layout import Layout
+from lottery.core.networks.perceptron import Perceptron
+from lottery.core.stack import Masks, Stack
+
+
+class Learner(Protocol):
+    """Losses and gradients of R networks on batches of B images; its memory is allocated once."""
+
+    gradients: Stack
+
+    def __call__(self, batch: Tensor, log_likelihoods: Tensor) -> None:
+        """Set ``gradients`` to those of each network's mean cross-entropy over its own batch.
+
+        ``batch`` int64 [R, B] says which training images; log_likelihoods float32 [R, B, 1] receives each image's
+        log-likelihood, the negative of its loss.
+        """
+
+
+class Examples(Protocol):
+    """N images to measure networks on, in the order that suits the family."""
+
+    labels: Tensor  # int64 [N]
+
+    def __len__(self) -> int:
+        """How many there are."""
+
+
+class Lessons(Protocol):
+    """A split's images as a family's networks learn from them, which may want the networks arranged in another way."""
+
+    validation: Any  # Examples for networks that are arranged
+
+    def __len__(self) -> int:
+        """How many training images there are."""
+
+    def arranged(self, networks: Stack) -> Stack:
+        """A copy of networks, or of their masks, that learns from these images."""
+
+    def restored(self, networks: Stack) -> Stack:
+        """A copy of arranged networks as they were before."""
+
+    def learner(self, networks: Stack, batch_size: int) -> Learner:
+        """What gives the gradients of these arranged networks, as they are whenever it is called."""
+
+
+class Family(Protocol):
+    """What R networks of one family do; none of it depends on what a network is stacked with."""
+
+    def lessons(self, split: Split) -> Lessons:
+        """What networks learn from."""
+
+    def examples(self, images: Images, scaling: Scaling) -> Any:
+        """`Examples` for networks that are not arranged."""
+
+    def log_probabilities(self, networks: Stack, examples: Any) -> Tensor:
+        """Logarithms of the class probabilities [R, N, C] for the N `Examples` in their order."""
+
+    def gradients(self, networks: Stack, images: Images, scaling: Scaling, chosen: Tensor) -> Stack:
+        """Gradients of each network's mean cross-entropy on images of its own, whose indices are ``chosen`` [R, B]."""
+
+    def flow(self, networks: Stack, masks: Masks) -> Stack:
+        """|w| dR/d|w| of the kept weights, float64; for R see `pruning.synflow`."""
+
+    def connections(self, masks: Masks) -> tuple[Tensor, ...]:
+        """How many weights each layer keeps between any two units, [R, in, out] per layer; bool where 1 is the most.
+
+        A layer's ``out`` are the units that are the next layer's ``in``.
+        """
+
+    def module(self, network: Stack) -> nn.Module:
+        """The first network as a torch module that takes scaled pixels [N, D] and gives logits [N, C]."""
+
+    def module_masks(self, masks: Masks) -> list[Tensor]:
+        """The first network's masks, each in the shape of its weight in `module`."""
+
+
+FAMILIES: dict[str, Family] = {"perceptron": Perceptron()}
+
+
+def family(layout: Layout) -> Family:
+    """The family of networks of this layout."""
+    return FAMILIES[layout.family]
+
+
+def score(networks: Stack, examples: Examples) -> tuple[Tensor, Tensor]:
+    """Mean cross-entropy and accuracy of each network, both float64 [R]."""
+    logs = family(networks.layout).log_probabilities(networks, examples)
+    likelihoods = logs.gather(2, examples.labels.expand(len(networks), -1)[..., None])
+    loss = torch.stack([-network.double().mean() for network in likelihoods])
+    accuracy = (logs.argmax(dim=2) == examples.labels).double().mean(dim=1)
+    return loss, accuracy
+
+
+def accuracy(networks: Stack, examples: Examples, threads: int) -> Tensor:
+    """Accuracy of each network, float64 [R], one network at a time on each thread."""
+    with torch.no_grad(), ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        rows = [networks.rows(slice(row, row + 1)) for row in range(len(networks))]
+        return torch.cat([accuracy for _, accuracy in pool.map(lambda row: score(row, examples), rows)])

@@ -1,0 +1,44 @@
+"""What networks learn from and are measured on: images, and the scaling that makes them inputs."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+CHUNK = 250  # images that are measured together; their activations (300 KB at 300 units) fit a core's cache
+
+
+@dataclass(frozen=True)
+class Images:
+    """N images of D pixels and their classes."""
+
+    pixels: Tensor  # uint8 [N, D]
+    labels: Tensor  # int64 [N]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """A network's input is (pixel - shift) / scale, in float32."""
+
+    shift: float
+    scale: float
+
+    def __call__(self, pixels: Tensor, out: Tensor | None = None) -> Tensor:
+        """Scale uint8 pixels [..., D] to float32 of the same shape, into ``out`` where one is given."""
+        inputs = torch.empty(pixels.shape, dtype=torch.float32) if out is None else out
+        return inputs.copy_(pixels).sub_(self.shift).div_(self.scale)
+
+
+@dataclass(frozen=True)
+class Split:
+    """The training images, the validation images that early stopping looks at, and the scaling of both.
+
+    The test images are not here: only the ``evaluate`` stage reads them.
+    """
+
+    train: Images
+    validation: Images
+    scaling: Scaling
