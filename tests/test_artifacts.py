@@ -242,7 +242,7 @@ save_level(dense, Path(sys.argv[1]) / "dense")
 for number, criterion in enumerate(CRITERIA):
     path = (0.5 + number / 100,)
     evidence = Evidence(dense.start, final, seeds, path, split)
-    masks = experiment.prune(evidence, dense.masks, experiment.Pruning(criterion, "global", 0.5))
+    masks = experiment.prune(evidence, dense.masks, experiment.Pruning(criterion, "global", {}))
     rewound, later = dense.trained.rewound, replace(recipe, start=3)
     ingredients = Ingredients(masks, rewound, final, seeds, path, "glorot-normal", later)
     level = experiment.level(ingredients, tuple(ARMS), trained, twins=True)

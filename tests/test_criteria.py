@@ -116,7 +116,7 @@ def test_every_criterion_keeps_exactly_as_many_and_none_that_the_parent_pruned(c
     networks = _random()
     masks = everything(2, networks.layout)
     kept = prune(
-        Evidence(_random((5, 6)), networks, (0, 1), (sparsity,), SPLIT), masks, Pruning(criterion, "global", 0.5)
+        Evidence(_random((5, 6)), networks, (0, 1), (sparsity,), SPLIT), masks, Pruning(criterion, "global", {})
     )
     weights = 9 * 7 + 7 * 6 + 6 * 10
     assert weights_kept(kept).sum(dim=1).tolist() == [round((1 - sparsity) * weights)] * 2
@@ -147,5 +147,5 @@ def test_synflow_leaves_no_layer_empty_where_one_round_would() -> None:
     """Tanaka et al. (2020), section 3: ranked once, a layer of many small scores is pruned whole."""
     networks = initialize(perceptron((30, 40, 40, 40, 10)), "kaiming-uniform", [generator("test", 0)])
     evidence = Evidence(networks, networks, (0,), (0.985,), SPLIT)
-    kept = prune(evidence, everything(1, networks.layout), Pruning("synflow", "global", 0.5))
+    kept = prune(evidence, everything(1, networks.layout), Pruning("synflow", "global", {}))
     assert (weights_kept(kept) > 0).all()

@@ -31,7 +31,7 @@ LAYOUT = perceptron((64, 50, 20, 10))
 SEEDS = (0, 1, 2)
 ARMS = ("ticket", "reinit", "random")
 RECIPE = Recipe(iterations=200, batch_size=50, learning_rate=0.003, evaluate_every=25)
-PRUNING = Pruning("magnitude", "layer", 0.5)
+PRUNING = Pruning("magnitude", "layer", {"output": 0.5})
 
 Digits = tuple[Split, Images]
 

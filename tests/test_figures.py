@@ -12,21 +12,26 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from clones import SMALL
+from conftest import random_masks
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from PIL import Image
+from torch import Tensor
 
 from lottery import LotteryError
 from lottery.core.arms import ARMS as EVERY_ARM
 from lottery.core.arms import Rows
 from lottery.core.experiment import Level
-from lottery.core.layout import perceptron
-from lottery.core.stack import Stack, everything
+from lottery.core.families import family
+from lottery.core.layout import lenet_5, perceptron
+from lottery.core.stack import Masks, Stack, everything
 from lottery.core.training import History, Trained
 from lottery.evaluation.connectivity import BARRIERS
 from lottery.evaluation.statistics import early_stopping, summarize
 from lottery.files.artifacts import save_level
+from lottery.params import Params
 from lottery.report import figures, mask_figures
 from lottery.report.drawing import LOOKS, Results
 from lottery.report.figures import FIGURES, save_figures
@@ -85,12 +90,13 @@ def results(
         )
         histories.append(history)
     table = pd.concat(networks, ignore_index=True)
-    connections = {level: random.uniform(0, 30, 64) for level in levels}
+    pictures = {level: random.uniform(0, 30, (8, 8)) for level in levels}
     return Results(
         levels=summarize(table),
         networks=table,
         history=pd.concat(histories, ignore_index=True),
-        connections=connections,
+        pictures=pictures,
+        layout=perceptron((64, 10, 10)),
         structure=structure(table, random),
         kept_weights=weights(table, random),
         connectivity=barriers(table, twins, random),
@@ -502,12 +508,31 @@ def test_connectivity_is_drawn_where_there_are_twins_for_the_arms_that_have_them
 # --- mask pictures ---------------------------------------------------------------------------------------------------
 
 
+def _first_layer(mask: Tensor) -> Masks:
+    """The masks of one perceptron whose first layer has this one, bool [in, out]."""
+    masks = everything(1, perceptron((*mask.shape, 2)))
+    masks.weights[0][0] = mask
+    return masks
+
+
+def test_the_picture_of_a_convolutions_mask_shows_its_kernels_side_by_side() -> None:
+    masks = random_masks(2, lenet_5(), 0.5, 0)
+    picture = family(masks.layout).picture(masks)
+    assert picture.shape == (4 * 5 + 3, 5 * 5 + 4)
+    kernels = masks.weights[0][0, :, 0]
+    for place, kernel in enumerate(kernels):
+        top, left = 6 * (place // 5), 6 * (place % 5)
+        assert torch.equal(picture[top : top + 5, left : left + 5], kernel.float())
+    assert picture[5::6].isnan().all()
+    assert picture[:, 5::6].isnan().all()
+
+
 @pytest.mark.parametrize(("inputs", "side"), [(784, 28), (64, 8), (90_000, 300)])
 def test_a_mask_picture_is_a_square_of_square_blocks_wide_enough_for_the_ui(
     inputs: int, side: int, tmp_path: Path
 ) -> None:
     mask = torch.rand(inputs, 5, generator=torch.Generator().manual_seed(0)) < 0.5
-    save_mask_picture(mask, tmp_path / "mask.png")
+    save_mask_picture(_first_layer(mask), tmp_path / "mask.png")
     with Image.open(tmp_path / "mask.png") as image:
         pixels = np.asarray(image)[: image.width]  # the scale is below
     block = len(pixels) // side
@@ -522,7 +547,7 @@ def test_a_mask_picture_is_a_square_of_square_blocks_wide_enough_for_the_ui(
 
 
 def test_a_mask_picture_of_inputs_that_fill_no_square_leaves_the_rest_empty(tmp_path: Path) -> None:
-    save_mask_picture(torch.ones(7, 4, dtype=torch.bool), tmp_path / "mask.png")
+    save_mask_picture(_first_layer(torch.ones(7, 4, dtype=torch.bool)), tmp_path / "mask.png")
     with Image.open(tmp_path / "mask.png") as image:
         opacity = np.asarray(image)[50:300:100, 50::100, 3]
     assert opacity.tolist() == [[255, 255, 255], [255, 255, 255], [255, 0, 0]]
@@ -530,7 +555,7 @@ def test_a_mask_picture_of_inputs_that_fill_no_square_leaves_the_rest_empty(tmp_
 
 def test_a_mask_picture_has_a_scale_from_none_to_the_most(tmp_path: Path) -> None:
     mask = torch.rand(784, 300, generator=torch.Generator().manual_seed(0)) < 0.5
-    save_mask_picture(mask, tmp_path / "mask.png")
+    save_mask_picture(_first_layer(mask), tmp_path / "mask.png")
     with Image.open(tmp_path / "mask.png") as image:
         pixels = np.asarray(image)
     side, colors = pixels.shape[1], matplotlib.colormaps["viridis"]
@@ -541,7 +566,7 @@ def test_a_mask_picture_has_a_scale_from_none_to_the_most(tmp_path: Path) -> Non
 
 
 def test_a_mask_that_keeps_nothing_has_a_picture(tmp_path: Path) -> None:
-    save_mask_picture(torch.zeros(64, 4, dtype=torch.bool), tmp_path / "mask.png")
+    save_mask_picture(_first_layer(torch.zeros(64, 4, dtype=torch.bool)), tmp_path / "mask.png")
     assert (tmp_path / "mask.png").exists()
 
 
@@ -557,7 +582,7 @@ def test_connections_are_those_of_the_tickets_mask(arms: tuple[str, ...], worksp
     trained = Trained(weights, weights, histories)
     save_level(Level((0.5,), Rows(arms, (0, 1)), weights, masks, trained), Path("models/p50"))
     expected = (kept[2].sum(dim=1) + kept[3].sum(dim=1)) / 2
-    assert plot.load_connections(Path("models/p50")).tolist() == expected.tolist()
+    assert plot.load_picture(Path("models/p50")).flatten().tolist() == expected.tolist()
 
 
 def test_level_names_that_look_like_numbers_or_nothing_stay_names(workspace: Path) -> None:
@@ -571,7 +596,7 @@ def test_level_names_that_look_like_numbers_or_nothing_stay_names(workspace: Pat
 
 def test_a_report_that_is_missing_is_named_with_the_remedy(workspace: Path) -> None:
     with pytest.raises(LotteryError, match=r"^reports/tables/levels\.csv: missing.*dvc repro evaluate"):
-        plot.load_results()
+        plot.load_results(Params.model_validate(SMALL))
     Path("reports/tables").mkdir(parents=True)
     Path("reports/tables/claims.json").write_text('[{"name": "faster')
     with pytest.raises(LotteryError, match=r"^reports/tables/claims\.json: .*truncated.*dvc repro evaluate"):

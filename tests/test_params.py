@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from lottery import LotteryError
-from lottery.core.layout import perceptron
+from lottery.core.layout import lenet_5, perceptron
 from lottery.params import RECORDED, Params, load, parse, read
 from lottery.plan import TRAINING_IMAGES
 
@@ -669,6 +669,77 @@ def test_an_output_layer_that_is_left_whole_leaves_weights_to_the_others() -> No
         "params.yaml: levels.p95.sparsity: 0.997 keeps 799 of the 266200 weights of the network, "
         "and output_rate 0 keeps the 1000 of the output layer; give less"
     ]
+
+
+# Networks
+
+PERCEPTRON = "  hidden: [300, 100]       # LeNet-300-100\n"
+LENET = (("name: perceptron  ", "name: lenet-5  "), (PERCEPTRON, ""))
+
+
+def test_lenet_5_needs_no_hidden_layers_and_prunes_convolutions_at_half_the_rate() -> None:
+    params = load_text(default_with(*LENET))
+    assert params.layout == lenet_5()
+    assert params.slower == {"output": 0.5, "convolution": 0.5}
+    own = load_text(default_with(*LENET, ("  output_rate", "  conv_rate: 0.25\n  output_rate")))
+    assert own.slower == {"output": 0.5, "convolution": 0.25}
+
+
+def test_a_file_without_a_network_name_means_a_perceptron() -> None:
+    line = next(line for line in DEFAULT.splitlines() if "name: perceptron" in line)
+    assert load_text(default_with((f"{line}\n", ""))).layout == perceptron((784, 300, 100, 10))
+
+
+@pytest.mark.parametrize(
+    ("replacements", "line"),
+    [
+        ((LENET[0],), "network.hidden: a list is for perceptron alone; remove it, or set network.name to perceptron"),
+        (
+            (LENET[1],),
+            "network.hidden: missing; give a list of the units in each hidden layer, such as [300, 100]",
+        ),
+        (
+            (("name: perceptron", "name: lenet5"),),
+            'network.name: "lenet5" is not perceptron or lenet-5 (did you mean "lenet-5"?)',
+        ),
+        (
+            (*LENET, ("name: mnist", "name: digits")),
+            "network.name: lenet-5 takes 28x28 pixels, and digits has 8x8; make it perceptron, or change data.name",
+        ),
+        (
+            (*LENET, ("[ticket, reinit, random]", "[ticket, random-inputs]")),
+            "prune.arms: random-inputs is about a perceptron's units, and network.name is lenet-5; remove it",
+        ),
+        (
+            (*LENET, ("[ticket, reinit, random]", "[ticket, small-dense]")),
+            "prune.arms: small-dense is about a perceptron's units, and network.name is lenet-5; remove it",
+        ),
+        (
+            (("  output_rate", "  conv_rate: 0.5\n  output_rate"),),
+            "prune.conv_rate: 0.5 is for convolutions, and a perceptron has none; remove it",
+        ),
+        (
+            (*LENET, ("  output_rate", "  conv_rate: 1.5\n  output_rate")),
+            "prune.conv_rate: 1.5 is not a number from 0 to 1",
+        ),
+        (
+            (*LENET, ("  output_rate", "  conv_rate: 0.5\n  output_rate"), ("scope: layer ", "scope: global ")),
+            "prune.conv_rate: 0.5 is for scope layer, and no level has it; "
+            "remove it, or make it 0 to leave convolutions whole",
+        ),
+    ],
+)
+def test_settings_that_a_network_does_not_have_are_told(replacements: tuple[tuple[str, str], ...], line: str) -> None:
+    assert mistakes(default_with(*replacements)) == [f"params.yaml: {line}"]
+
+
+def test_convolutions_that_are_left_whole_leave_weights_to_the_others() -> None:
+    whole = (*LENET, ("  output_rate", "  conv_rate: 0\n  output_rate"), ("scope: layer ", "scope: global "))
+    assert mistakes(default_with(*whole)) == [
+        "params.yaml: levels.p95.sparsity: 0.95 keeps 21525 of the 430500 weights of the network, "
+        "and a rate of 0 keeps the 25500 of the whole layers; give less"
+    ]
+    load_text(default_with(*whole, ("sparsity: 0.95", "sparsity: 0.94")))
 
 
 # Files that cannot be read

@@ -10,7 +10,8 @@ import pytest
 from clones import IDENTITY, ROOT
 
 from lottery.cli import main
-from lottery.core.layout import perceptron
+from lottery.core.arms import ARMS
+from lottery.core.layout import lenet_5, perceptron
 from lottery.params import load
 from lottery.presets import levels
 
@@ -31,7 +32,7 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_presets_are_those_that_the_readme_names() -> None:
-    assert PRESETS == ["default", "digits", "one-shot", "paper", "paper-short", "quick"]
+    assert PRESETS == ["default", "digits", "lenet-5", "one-shot", "paper", "paper-short", "quick", "rewind"]
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -69,6 +70,23 @@ def test_the_one_shot_preset_is_the_widely_copied_experiment() -> None:
     assert {level.parent for level in p.levels.values()} == {"dense"}
     assert [p.levels[name].sparsity for name in p.order] == [0.2, 0.4, 0.6, 0.7, 0.8, 0.9, 0.95]
     assert p.prune.output_rate == 1.0  # all layers at the same rate
+
+
+def test_the_rewind_preset_uses_what_no_other_does() -> None:
+    """Frankle et al. (2020): iteration 500 of the dense run, twins and barriers."""
+    p = load(ROOT / "presets/rewind.yaml")
+    assert (p.prune.rewind, p.train.twins, p.train.schedule) == (500, True, "step")
+    assert set(p.every_arm) == set(ARMS)
+    assert {p.scope(name) for name in p.order} == {"layer", "global"}
+    assert {p.criterion(name) for name in p.order} == {"magnitude", "movement"}
+
+
+def test_the_lenet_5_preset_is_a_lenet_5() -> None:
+    p = load(ROOT / "presets/lenet-5.yaml")
+    assert p.layout == lenet_5()
+    assert p.every_arm == ("ticket", "reinit", "random")
+    assert len(p.train.seeds) == 5
+    assert len(p.levels) in (2, 3)
 
 
 @pytest.mark.parametrize("name", ["digits", "quick"])
@@ -137,7 +155,8 @@ def test_levels_are_not_written_into_a_file_that_is_not_utf_8(
 def test_a_preset_that_does_not_exist_is_one_line(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["preset", "papper"]) == 2
     assert capsys.readouterr().err == (
-        "presets: no preset is called 'papper'; choose from default, digits, one-shot, paper, paper-short, quick\n"
+        "presets: no preset is called 'papper'; choose from default, digits, lenet-5, one-shot, paper, paper-short, "
+        "quick, rewind\n"
     )
 
 

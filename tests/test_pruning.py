@@ -66,10 +66,10 @@ def _chain(trained: Stack, path: tuple[float, ...], pruning: Pruning) -> list[Ma
 
 
 def _layer_scope(output_rate: float = 0.5) -> Pruning:
-    return Pruning("magnitude", "layer", output_rate)
+    return Pruning("magnitude", "layer", {"output": output_rate})
 
 
-GLOBAL = Pruning("magnitude", "global", 0.5)
+GLOBAL = Pruning("magnitude", "global", {})
 ANY_SCOPE = [_layer_scope(), _layer_scope(0.0), _layer_scope(1.0), GLOBAL]
 
 
@@ -94,9 +94,9 @@ def test_of_the_weights_that_the_parent_keeps_the_highest_scores_are_kept_and_ti
 def test_equal_weights_are_pruned_from_the_end() -> None:
     trained = Stack.zeros(1, perceptron((2, 4)))
     trained.weights[0][0] = torch.tensor([[0.5, -0.5, 0.5, 0.5], [-0.5, 0.5, 0.0, 0.5]])
-    (kept,) = prune_globally(magnitude(trained), everything(1, trained.layout), 0.5).weights
+    (kept,) = prune_globally(magnitude(trained), everything(1, trained.layout), 0.5, {}).weights
     assert kept[0].tolist() == [[True, True, True, True], [False, False, False, False]]
-    (kept,) = prune_globally(magnitude(trained), everything(1, trained.layout), 0.25).weights
+    (kept,) = prune_globally(magnitude(trained), everything(1, trained.layout), 0.25, {}).weights
     assert kept[0].tolist() == [[True, True, True, True], [True, True, False, False]]
 
 
@@ -104,7 +104,7 @@ def test_with_global_scope_equal_weights_are_pruned_from_the_last_layer() -> Non
     trained = Stack.zeros(1, perceptron((2, 2, 2)))
     for weight in trained.weights:
         weight.fill_(-1.0)
-    hidden, output = prune_globally(magnitude(trained), everything(1, trained.layout), 0.25).weights
+    hidden, output = prune_globally(magnitude(trained), everything(1, trained.layout), 0.25, {}).weights
     assert hidden.all()
     assert output[0].tolist() == [[True, True], [False, False]]
 
@@ -113,7 +113,7 @@ def test_the_sign_of_a_weight_and_the_biases_do_not_matter() -> None:
     trained = Stack.zeros(1, perceptron((2, 2)))
     trained.weights[0][0] = torch.tensor([[-3.0, 1.0], [2.0, -4.0]])
     trained.biases[0].fill_(100.0)
-    (kept,) = prune_globally(magnitude(trained), everything(1, trained.layout), 0.5).weights
+    (kept,) = prune_globally(magnitude(trained), everything(1, trained.layout), 0.5, {}).weights
     assert kept[0].tolist() == [[True, False], [False, True]]
 
 
@@ -170,7 +170,9 @@ def test_globally_an_output_rate_of_0_leaves_the_output_layer_whole_and_the_othe
     trained = _trained(2, sizes, seed, values)
     weights = [n * m for n, m in pairwise(sizes)]
     path = tuple(part * (1 - weights[-1] / sum(weights)) for part in (0.3, 0.8))
-    for sparsity, masks in zip(path, _chain(trained, path, Pruning("magnitude", "global", 0.0))[1:], strict=True):
+    for sparsity, masks in zip(
+        path, _chain(trained, path, Pruning("magnitude", "global", {"output": 0}))[1:], strict=True
+    ):
         assert masks.weights[-1].all()
         kept = round((1 - sparsity) * sum(weights))
         assert weights_kept(masks).sum(dim=1).tolist() == [kept, kept]
@@ -236,9 +238,9 @@ def test_in_a_chain_of_20_percent_rounds_the_output_layer_is_pruned_by_10_percen
 
 def test_in_one_shot_the_output_layer_is_pruned_at_its_fraction_of_the_whole_rate() -> None:
     trained = initialize(LENET, "glorot-normal", [torch.Generator().manual_seed(0)])
-    masks = prune_layers(magnitude(trained), everything(1, LENET), 0.8, 0.0, 0.5)
+    masks = prune_layers(magnitude(trained), everything(1, LENET), 0.8, 0.0, {"output": 0.5})
     assert weights_kept(masks).tolist() == [[47_040, 6000, 600]]
-    masks = prune_layers(magnitude(trained), everything(1, LENET), 0.8, 0.0, 0.0)
+    masks = prune_layers(magnitude(trained), everything(1, LENET), 0.8, 0.0, {"output": 0.0})
     assert weights_kept(masks).tolist() == [[47_040, 6000, 1000]]
 
 

@@ -41,16 +41,25 @@ def test_every_run_says_how_far_it_rewinds_what_children_prune_and_which_schedul
 
 
 def test_every_setting_of_a_network_is_in_its_run() -> None:
-    """By the short name that people filter by, which no two sections have in common."""
+    """By the short name that people filter by, which no two sections have in common; a name is of what it names."""
+    names = {"data": "dataset", "network": "network"}
     keys = [
-        field.alias or name
+        names[section] if name == "name" else field.alias or name
         for section in SECTIONS
         for name, field in Params.model_fields[section].annotation.model_fields.items()
     ]
     assert len(set(keys)) == len(keys)
-    schedules = ({"schedule": "step", "drops": [10], "drop_factor": 0.2}, {"schedule": "warm-up", "warm_up": 7})
-    shown = set().union(*(network_settings(_params(train=each), "p50", "ticket", 0) for each in schedules))
-    assert {"dataset" if key == "name" else key for key in keys} <= shown
+    lenet = {
+        "data": SMALL["data"] | {"name": "mnist"},
+        "network": {"name": "lenet-5", "initialization": "glorot-normal"},
+    }
+    several = (
+        _params(train={"schedule": "step", "drops": [10], "drop_factor": 0.2}),
+        _params(train={"schedule": "warm-up", "warm_up": 7}),
+        Params.model_validate(SMALL | lenet | {"prune": SMALL["prune"] | {"conv_rate": 0.5}}),
+    )
+    shown = set().union(*(network_settings(params, "p50", "ticket", 0) for params in several))
+    assert set(keys) <= shown
 
 
 def test_a_list_is_cut_where_mlflow_takes_no_more() -> None:
@@ -85,6 +94,14 @@ def test_dense_is_recorded_with_the_iteration_that_it_kept_and_the_levels_with_t
 def test_a_lock_whose_dense_networks_have_no_rewind_is_none_of_this_version() -> None:
     with pytest.raises(LotteryError, match=r"^dvc\.lock: this version cannot read it; "):
         recorded(_lock(None, {}, {}), _params())
+
+
+def test_parameters_of_another_version_are_told_with_the_commit_whose_code_reads_them() -> None:
+    lock = yaml.safe_load(_lock(5, {}, {}))
+    lock["stages"]["train"]["params"]["params.yaml"]["network"] = SMALL["network"] | {"name": "resnet-20"}
+    told = r"^dvc\.lock: this version does not know its parameters \(.*resnet-20.*\); the code of abc1234 does$"
+    with pytest.raises(LotteryError, match=told):
+        recorded(yaml.safe_dump(lock), _params(), "abc1234")
 
 
 def test_levels_that_were_removed_since_are_no_outputs() -> None:

@@ -40,6 +40,7 @@ from lottery.core.arms import ARMS
 from lottery.core.layout import Initialization
 
 Criterion = Literal["magnitude", "magnitude-increase", "movement", "random", "snip", "synflow"]
+NetworkName = Literal["perceptron", "lenet-5"]
 Optimizer = Literal["adam", "sgd"]
 Scale = Literal["standard", "unit"]
 Schedule = Literal["constant", "warm-up", "step", "cosine"]
@@ -181,10 +182,20 @@ class Data(Section):
 
 
 class Network(Section):
-    """The multilayer perceptron."""
+    """The network: a multilayer perceptron, or a published one."""
 
-    hidden: Annotated[Several[Count], _without(_excess_depth)]  # units in each hidden layer
+    name: Annotated[NetworkName, Is.one_of(get_args(NetworkName))] = plan.NETWORK
+    hidden: Annotated[Several[Count], _without(_excess_depth)] | None = None  # a perceptron's units per layer
     initialization: Annotated[Initialization, Is.one_of(get_args(Initialization))]
+
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        if self.name == "perceptron" and self.hidden is None:
+            _refuse([(("hidden",), "missing; give a list of the units in each hidden layer, such as [300, 100]")])
+        if self.name != "perceptron" and self.hidden is not None:
+            text = f"{_shown(self.hidden)} is for perceptron alone; remove it, or set network.name to perceptron"
+            _refuse([(("hidden",), text)])
+        return self
 
 
 class Train(Section):
@@ -238,7 +249,9 @@ class Prune(Section):
     arms: Arms
     criterion: Annotated[Criterion, Is.one_of(get_args(Criterion))]
     scope: Annotated[Scope, Is.one_of(get_args(Scope))]
-    output_rate: Annotated[float, Field(ge=0, le=1), Is("a number from 0 to 1")]  # fraction of each step's rate
+    # of the output layer and of convolutions: fractions of each step's rate
+    output_rate: Annotated[float, Field(ge=0, le=1), Is("a number from 0 to 1")]
+    conv_rate: Annotated[float, Field(ge=0, le=1), Is("a number from 0 to 1")] | None = None
     # iteration of the dense run
     rewind: Annotated[int, Field(ge=0), Is("a whole number of 0 or more"), _without(_excess)] = plan.REWIND
     # whose final weights a child prunes
@@ -363,22 +376,34 @@ class Params(Section, plan.Plan):
             text = f"{size} is more than the {left} training images left ({total} - {held_out} held out)"
             yield ("train", "batch_size"), f"{text}; give {left} or less"
         layers = [piece.size for piece in self.layout.weights]
+        hidden = [piece.size for piece in self.layout.weights if piece.kind == "hidden"]
+        kinds = {piece.kind for piece in self.layout.weights}
+        unpruned = [kind for kind in kinds if self.slower.get(kind) == 0]
+        whole = sum(piece.size for piece in self.layout.weights if piece.kind in unpruned)
+        if self.layout.family != "perceptron" and self.data.name == "digits":
+            text = f"{self.network.name} takes 28x28 pixels, and digits has 8x8"
+            yield ("network", "name"), f"{text}; make it perceptron, or change data.name"
+        if self.prune.conv_rate is not None and "convolution" not in kinds:
+            text = f"{self.prune.conv_rate} is for convolutions, and a {self.network.name} has none; remove it"
+            yield ("prune", "conv_rate"), text
         at_once = max(len(self.arms(name)) for name in self.levels) * len(self.train.seeds) * (1 + self.train.twins)
         if (gigabytes := 24 * sum(layers) * at_once / 1e9) > MOST_MEMORY:  # weights, gradients, Adam's two, start, best
             text = f"{at_once} networks of {sum(layers)} weights at once take {gigabytes:.0f} GB of memory"
             yield ("network", "hidden"), f"{text}; give fewer units or seeds"
         for name, level in self.levels.items():
             together = self.scope(name) == "global"
-            weights = sum(layers) if together else min(layers[:-1])
+            weights = sum(layers) if together else min(hidden)
             kept = round((1 - level.sparsity) * weights)
             where = "network" if together else "smallest hidden layer"
             if kept == 0:
                 text = f"{level.sparsity} keeps none of the {weights} weights of the {where}; give less"
                 yield ("levels", name, "sparsity"), text
-            elif together and self.prune.output_rate == 0 and kept <= layers[-1]:
+            elif together and whole and kept <= whole:
                 text = f"{level.sparsity} keeps {kept} of the {weights} weights of the {where}"
-                remedy = f"output_rate 0 keeps the {layers[-1]} of the output layer; give less"
-                yield ("levels", name, "sparsity"), f"{text}, and {remedy}"
+                rates, layer = (
+                    ("output_rate", "output layer") if unpruned == ["output"] else ("a rate of", "whole layers")
+                )
+                yield ("levels", name, "sparsity"), f"{text}, and {rates} 0 keeps the {whole} of the {layer}; give less"
 
     def _disagreements_on_iterations(self) -> Iterator[Mistake]:
         last = self.iterations
@@ -405,6 +430,11 @@ class Params(Section, plan.Plan):
         for name in self.order:
             arms = self.arms(name)
             key = ("levels", name, "arms") if self.levels[name].arms else ("prune", "arms")
+            if self.layout.family != "perceptron" and (others := [arm for arm in arms if ARMS[arm].for_perceptrons]):
+                yield (
+                    key,
+                    f"{others[0]} is about a perceptron's units, and network.name is {self.network.name}; remove it",
+                )
             child = children.get(name)
             if child is not None and source not in arms:
                 yield key, f"{source} is missing, yet {child} prunes the {source} of its parent {name}; add it"
@@ -437,6 +467,9 @@ class Params(Section, plan.Plan):
         if rate not in (0, plan.OUTPUT_RATE) and all(self.scope(name) == "global" for name in self.levels):
             text = f"{rate} is for scope layer, and no level has it"
             yield ("prune", "output_rate"), f"{text}; make it {plan.OUTPUT_RATE}, or 0 to leave the output layer whole"
+        if self.prune.conv_rate and all(self.scope(name) == "global" for name in self.levels):
+            text = f"{self.prune.conv_rate} is for scope layer, and no level has it"
+            yield ("prune", "conv_rate"), f"{text}; remove it, or make it 0 to leave convolutions whole"
         for name, level in self.levels.items():
             if level.parent != "dense" and (self.scope(level.parent), self.scope(name)) == ("global", "layer"):
                 where = ("levels", name, "scope") if level.scope else ("levels", level.parent, "scope")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from lottery.core.arms import Rows
-from lottery.core.layout import CLASSES, Layout, perceptron
+from lottery.core.layout import CLASSES, FIXED, Kind, Layout, perceptron
 
 if TYPE_CHECKING:
     from lottery.params import Criterion, Data, Level, Network, Prune, Scope, Train
@@ -33,6 +33,8 @@ WEIGHT_DECAY: Final = 0.0
 TWINS: Final = False
 REWIND: Final = 0
 SOURCE: Final = "ticket"
+NETWORK: Final = "perceptron"
+CONV_RATE: Final = 0.5  # as in the paper's Conv-2
 OUTPUT_RATE: Final = 0.5  # prune.output_rate's default; beside 0 the only value that scope global accepts
 
 
@@ -54,7 +56,15 @@ class Plan:
     @property
     def layout(self) -> Layout:
         """What every network is made of."""
-        return perceptron((64 if self.data.name == "digits" else 784, *self.network.hidden, CLASSES))
+        if self.network.name in FIXED:
+            return FIXED[self.network.name]()
+        return perceptron((64 if self.data.name == "digits" else 784, *(self.network.hidden or ()), CLASSES))
+
+    @property
+    def slower(self) -> dict[Kind, float]:
+        """Which kinds of layers are pruned at a fraction of a step's rate."""
+        conv_rate = CONV_RATE if self.prune.conv_rate is None else self.prune.conv_rate
+        return {"output": self.prune.output_rate, "convolution": conv_rate}
 
     @property
     def validation_images(self) -> int:

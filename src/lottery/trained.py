@@ -58,16 +58,16 @@ def load(level: str, arm: str = "ticket", seed: int = 0, rev: str | None = None)
             raise
         except Exception as error:  # of DVC's, its data packages' or a remote's
             raise LotteryError(f"{rev}: DVC cannot read {level}: {first_line(error)}") from error
-        return _load(folder, level, arm, seed)
+        return _load(folder, level, arm, seed, rev)
 
 
-def _load(folder: Path, level: str, arm: str, seed: int) -> Network:
+def _load(folder: Path, level: str, arm: str, seed: int, rev: str = "") -> Network:
     try:
         lock = (folder / "dvc.lock").read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         raise LotteryError(f"dvc.lock: cannot be read ({error}); `dvc repro` makes it") from error
     # the parameters that made it, which params.yaml may not have any more
-    made = {entry.name: entry.params for entry in recorded(lock, params.load(root() / "params.yaml"))}
+    made = {entry.name: entry.params for entry in recorded(lock, params.load(root() / "params.yaml"), rev)}
     levels = [name for name in made if name not in ("download", "evaluate", "plot")]
     if level not in levels:
         raise LotteryError(f"level {level}: no such level; the levels are {', '.join(levels)}")

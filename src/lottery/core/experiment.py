@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from lottery.core.arms import ARMS, TWINNED, Rows
 from lottery.core.ingredients import Ingredients, Start
 from lottery.core.layout import Initialization, Layout
-from lottery.core.pruning import CRITERIA, Evidence, prune_globally, prune_layers, rounds
+from lottery.core.pruning import CRITERIA, Evidence, Slower, prune_globally, prune_layers, rounds
 from lottery.core.randomness import generator
 from lottery.core.stack import Masks, Stack, everything, initialize, stack
 from lottery.core.training import Recipe, Trained
@@ -30,7 +30,7 @@ class Pruning:
 
     criterion: str
     scope: str
-    output_rate: float
+    slower: Slower
 
 
 @dataclass(frozen=True)
@@ -66,9 +66,9 @@ def prune(evidence: Evidence, masks: Masks, pruning: Pruning) -> Masks:
     *_, parent_sparsity, sparsity = (0.0, *evidence.path)
     score = CRITERIA[pruning.criterion]
     if pruning.scope == "layer":
-        return prune_layers(score(evidence, masks), masks, sparsity, parent_sparsity, pruning.output_rate)
+        return prune_layers(score(evidence, masks), masks, sparsity, parent_sparsity, pruning.slower)
     for reached in rounds(pruning.criterion, sparsity):
-        masks = prune_globally(score(evidence, masks), masks, reached, output_layer=pruning.output_rate > 0)
+        masks = prune_globally(score(evidence, masks), masks, reached, pruning.slower)
     return masks
 
 

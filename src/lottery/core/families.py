@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from lottery.core.images import Images, Scaling, Split
 from lottery.core.layout import Layout
+from lottery.core.networks.convolutional import LeNet5
+from lottery.core.networks.module import Module
 from lottery.core.networks.perceptron import Perceptron
 from lottery.core.stack import Masks, Stack
 
@@ -58,6 +60,8 @@ class Lessons(Protocol):
 class Family(Protocol):
     """What R networks of one family do; none of it depends on what a network is stacked with."""
 
+    each: str  # what a value of `picture` is about, in words
+
     def lessons(self, split: Split) -> Lessons:
         """What networks learn from."""
 
@@ -79,6 +83,12 @@ class Family(Protocol):
         A layer's ``out`` are the units that are the next layer's ``in``.
         """
 
+    def picture(self, masks: Masks) -> Tensor:
+        """How many first-layer connections each place keeps, as a picture [H, W]; NaN where there is no place.
+
+        The mean over the networks where their places are the same, otherwise those of the first network.
+        """
+
     def module(self, network: Stack) -> nn.Module:
         """The first network as a torch module that takes scaled pixels [N, D] and gives logits [N, C]."""
 
@@ -86,7 +96,7 @@ class Family(Protocol):
         """The first network's masks, each in the shape of its weight in `module`."""
 
 
-FAMILIES: dict[str, Family] = {"perceptron": Perceptron()}
+FAMILIES: dict[str, Family] = {"perceptron": Perceptron(), "lenet-5": Module(LeNet5)}
 
 
 def family(layout: Layout) -> Family:

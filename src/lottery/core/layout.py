@@ -99,14 +99,37 @@ def perceptron(sizes: tuple[int, ...]) -> Layout:
     return Layout("perceptron", sizes[0], (*weights, *biases))
 
 
+def lenet_5() -> Layout:
+    """Lay out LeNet-5 for 28x28 pixels, with 20 and 50 filters of 5x5 and 500 units: 430,500 weights.
+
+    The form of Caffe's example, which Han et al. (2015), Lee et al. (2019) and others prune; that of LeCun et al.
+    (1998) has 6 and 16 filters. Convolutions lie in memory with their channels last, which makes them twice as fast.
+    """
+    layers: dict[str, tuple[Kind, tuple[int, ...], tuple[int, int]]] = {
+        "convolution1": ("convolution", (20, 1, 5, 5), (25, 500)),
+        "convolution2": ("convolution", (50, 20, 5, 5), (500, 1250)),
+        "hidden1": ("hidden", (500, 800), (800, 500)),
+        "output": ("output", (CLASSES, 500), (500, CLASSES)),
+    }
+    weights = [
+        Piece(f"{name}.weight", kind, shape, fans, (0, 2, 3, 1) if kind == "convolution" else ())
+        for name, (kind, shape, fans) in layers.items()
+    ]
+    biases = [Piece(f"{name}.bias", "bias", shape[:1], fans) for name, (_, shape, fans) in layers.items()]
+    return Layout("lenet-5", 28 * 28, (*weights, *biases))
+
+
+FIXED = {"lenet-5": lenet_5}  # families whose networks are all of one layout
+
+
 def description(layout: Layout) -> dict[str, Any]:
     """Describe a layout in JSON's types; `described` gives it back."""
-    return {"sizes": _sizes(layout)}
+    return {"network": layout.family} if layout.family in FIXED else {"sizes": _sizes(layout)}
 
 
-def described(sizes: Sequence[int]) -> Layout:
+def described(sizes: Sequence[int] = (), network: str = "perceptron") -> Layout:
     """The layout that a `description` describes, whose items are the arguments here."""
-    return perceptron(tuple(sizes))
+    return perceptron(tuple(sizes)) if network == "perceptron" else FIXED[network]()
 
 
 def _sizes(layout: Layout) -> tuple[int, ...]:

@@ -5,7 +5,7 @@ scores are kept, counted exactly: no threshold, so ties and zeros cannot prune t
 is one function here and its entry in `CRITERIA`.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lottery.core.families import family
 from lottery.core.images import Images, Split
+from lottery.core.layout import Kind
 from lottery.core.randomness import generator
 from lottery.core.stack import Masks, Stack
 
@@ -121,6 +122,9 @@ def rounds(criterion: str, sparsity: float) -> list[float]:
     return [*(1 - (1 - sparsity) ** (i / count) for i in range(1, count)), sparsity]
 
 
+Slower = Mapping[Kind, float]  # kinds of layers that are pruned at a fraction of a step's rate, and which
+
+
 # --- masks -----------------------------------------------------------------------------------------------------------
 
 
@@ -133,29 +137,30 @@ def keep_highest(scores: Tensor, mask: Tensor, count: int) -> Tensor:
     return torch.zeros_like(mask).scatter_(1, ranked[:, :count], True)
 
 
-def prune_layers(scores: Scores, masks: Masks, sparsity: float, parent_sparsity: float, output_rate: float) -> Masks:
+def prune_layers(scores: Scores, masks: Masks, sparsity: float, parent_sparsity: float, slower: Slower) -> Masks:
     """Prune layer by layer.
 
-    Of n weights a hidden layer keeps round((1 - sparsity) n). The step from the parent prunes the fraction
-    rate = 1 - (1 - sparsity) / (1 - parent_sparsity) of what it kept; the output layer, which is small, is pruned at
-    output_rate * rate of what the parent kept there (the paper's 20 % and 10 %, section 2).
+    Of n weights a dense hidden layer keeps round((1 - sparsity) n). The step from the parent prunes the fraction
+    rate = 1 - (1 - sparsity) / (1 - parent_sparsity) of what it kept. The output layer, which is small, and
+    convolutions, whose weights are used many times, are pruned at ``slower`` * rate of what the parent kept there (in
+    Frankle & Carbin 2019, figure 2, at 10 % where dense layers are pruned at 20 %).
     """
     rate, pruned = 1 - (1 - sparsity) / (1 - parent_sparsity), masks.clone()
     for piece, kept in zip(masks.layout.weights, weights_kept(masks)[0].tolist(), strict=True):
-        slower = {"output": output_rate}.get(piece.kind)
-        count = round((1 - sparsity) * piece.size) if slower is None else round((1 - slower * rate) * kept)
+        own = slower.get(piece.kind)
+        count = round((1 - sparsity) * piece.size) if own is None else round((1 - own * rate) * kept)
         mask = masks[piece.name]
         highest = keep_highest(scores[piece.name].flatten(1), mask.flatten(1), count)
         pruned[piece.name].copy_(highest.view(mask.shape))
     return pruned
 
 
-def prune_globally(scores: Scores, masks: Masks, sparsity: float, output_layer: bool = True) -> Masks:
+def prune_globally(scores: Scores, masks: Masks, sparsity: float, slower: Slower) -> Masks:
     """Prune all layers by one ranking: of all n prunable weights together keep round((1 - sparsity) n).
 
-    If ``output_layer`` is False, the output layer is not pruned, and its weights count among those that are kept.
+    Layers whose ``slower`` is 0 are not pruned, and their weights count among those that are kept.
     """
-    ranked = [piece for piece in masks.layout.weights if output_layer or piece.kind != "output"]
+    ranked = [piece for piece in masks.layout.weights if slower.get(piece.kind) != 0]
     whole = [masks[piece.name] for piece in masks.layout.weights if piece not in ranked]
     count = round((1 - sparsity) * masks.layout.prunable) - sum(int(mask[0].sum()) for mask in whole)
     flat_scores, flat_masks = (

@@ -133,7 +133,7 @@ def _describe_arm(arm: str, masks: Masks) -> Iterable[tuple[Any, ...]]:
     for layer, (mask, size) in enumerate(zip(masks.weights, sizes.tolist(), strict=True)):
         density, overlap = kept[:, layer].mean() / size, over_pairs(jaccard, list(mask))
         by_chance = over_pairs(partial(chance, size), kept[:, layer].tolist())
-        by_input = _chance_by_input(connections[0], size) if layer == 0 else math.nan
+        by_input = math.nan if layer or mask.dim() > 3 else _chance_by_input(connections[0], size)
         yield arm, str(layer), density, units[layer], units[layer + 1], overlap, by_chance, by_input
     together = torch.cat([mask.flatten(1) for mask in masks.weights], dim=1)
     density, overlap = kept.sum(axis=1).mean() / sizes.sum(), over_pairs(jaccard, list(together))

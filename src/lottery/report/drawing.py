@@ -18,6 +18,7 @@ from matplotlib.transforms import offset_copy
 from numpy.typing import ArrayLike, NDArray
 
 from lottery.core.arms import ARMS, Look
+from lottery.core.layout import Layout
 from lottery.evaluation.statistics import Interval, by_level, interval
 
 if TYPE_CHECKING:  # most stages only save mask pictures, which need none of these
@@ -73,10 +74,11 @@ class Results:
     levels: pd.DataFrame  # reports/tables/levels.csv, one row per level and arm
     networks: pd.DataFrame  # reports/tables/networks.csv, one row per network
     history: pd.DataFrame  # the levels' histories, with a column `level`
-    connections: Mapping[str, NDArray[np.float64]]  # level: first-layer connections that each input keeps, [in]
+    pictures: Mapping[str, NDArray[np.float64]]  # level: what the first layer keeps, [H, W]; see `families.Family`
     structure: pd.DataFrame  # reports/tables/structure.csv, one row per level, arm and layer
     kept_weights: pd.DataFrame  # reports/tables/kept_weights.csv, one row per level, layer and bin
     connectivity: pd.DataFrame  # reports/tables/connectivity.csv, one row per network with a twin
+    layout: Layout
 
     @cached_property
     def looks(self) -> dict[str, Look]:
@@ -132,8 +134,7 @@ class Results:
     @cached_property
     def layers(self) -> list[str]:
         """The layers' names, from the inputs to the outputs."""
-        layers = sum(name.startswith("weights_kept_layer") for name in self.levels)
-        return [*(f"hidden layer {i + 1}" for i in range(layers - 1)), "output layer"]
+        return self.layout.titles
 
     @cached_property
     def differences(self) -> pd.DataFrame:

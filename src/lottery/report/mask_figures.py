@@ -11,11 +11,11 @@ import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.ticker import MaxNLocator
-from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
-from torch import Tensor
 
 from lottery.core.arms import ARMS
+from lottery.core.families import family
+from lottery.core.stack import Masks
 from lottery.report import drawing
 from lottery.report.drawing import GREY, LOOKS, PATHS, WIDTH, Results
 
@@ -35,33 +35,25 @@ SHARED = [name for name, arm in ARMS.items() if name != "ticket" and not arm.own
 # --- mask pictures ---------------------------------------------------------------------------------------------------
 
 
-def save_mask_picture(mask: Tensor, path: Path) -> None:
-    """Draw how many connections of a first-layer mask, bool [in, out], each pixel keeps, from none to the most.
+def save_mask_picture(masks: Masks, path: Path) -> None:
+    """Draw how many first-layer connections a network keeps at each place, from none to the most.
 
-    A pixel is a square block, and the picture at least 280 pixels wide, with a scale below.
+    A place is a square block, and the picture at least 280 pixels wide, with a scale below.
     """
-    counts = _square(mask.sum(dim=1).double().numpy())
+    counts = family(masks.layout).picture(masks).double().numpy()
     most = max(int(np.nanmax(counts)), 1)
     colors = matplotlib.colormaps[CONNECTIONS]
-    block = math.ceil(PICTURE / len(counts))
-    side = block * len(counts)
+    block = math.ceil(PICTURE / counts.shape[1])
+    height, width = (block * length for length in counts.shape)
     blocks = Image.fromarray(colors(counts / most, bytes=True).repeat(block, axis=0).repeat(block, axis=1))
-    bar = Image.fromarray(colors(np.linspace(0, 1, side), bytes=True)[None].repeat(BAR, axis=0))
-    picture = Image.new("RGBA", (side, side + 4 * BAR))
+    bar = Image.fromarray(colors(np.linspace(0, 1, width), bytes=True)[None].repeat(BAR, axis=0))
+    picture = Image.new("RGBA", (width, height + 4 * BAR))
     picture.paste(blocks, (0, 0))
-    picture.paste(bar, (0, side + BAR))
+    picture.paste(bar, (0, height + BAR))
     draw, font = ImageDraw.Draw(picture), ImageFont.load_default(13)
-    for text, place, anchor in (("0", 0, "la"), ("connections kept", side // 2, "ma"), (str(most), side, "ra")):
-        draw.text((place, side + 2.4 * BAR), text, "#808080", font, anchor)
+    for text, place, anchor in (("0", 0, "la"), ("connections kept", width // 2, "ma"), (str(most), width, "ra")):
+        draw.text((place, height + 2.4 * BAR), text, "#808080", font, anchor)
     picture.save(path, format="png")
-
-
-def _square(inputs: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The values of inputs, [in], as a square picture; the cells that they do not fill are empty (NaN)."""
-    side = math.ceil(math.sqrt(len(inputs)))
-    picture = np.full(side * side, np.nan)
-    picture[: len(inputs)] = inputs
-    return picture.reshape(side, side)
 
 
 # --- figures ---------------------------------------------------------------------------------------------------------
@@ -69,16 +61,17 @@ def _square(inputs: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def mask_inputs(results: Results) -> Figure:
     """For each level, how many first-layer connections each pixel keeps, mean over seeds; each has its own scale."""
-    rows = math.ceil(len(results.connections) / 5)
-    columns = math.ceil(len(results.connections) / rows)
+    rows = math.ceil(len(results.pictures) / 5)
+    columns = math.ceil(len(results.pictures) / rows)
     side, gap = WIDTH / max(columns, 3) - 0.25, 0.85  # inches
+    each = family(results.layout).each
     over = f", mean over {results.seeds} seeds" if results.seeds > 1 else ""
-    figure = drawing.new_figure(0.35 + rows * (side + gap), f"First-layer connections that each pixel keeps{over}")
+    over = over if each == "pixel" else ", first seed"  # whose kernels are not those of other seeds
+    figure = drawing.new_figure(0.35 + rows * (side + gap), f"First-layer connections that each {each} keeps{over}")
     figure.set_layout_engine("none")
-    for place, (level, connections) in enumerate(results.connections.items()):
+    for place, (level, picture) in enumerate(results.pictures.items()):
         row, column = divmod(place, columns)
         x, y = 0.1 + column * (side + 0.25), 0.65 + row * (side + gap)
-        picture = _square(connections)
         most = np.nanmax(picture)
         axes = drawing.axes_at(figure, x, y, side, side)
         image = axes.imshow(picture, cmap=CONNECTIONS, vmin=0, vmax=max(most, 1), interpolation="nearest")
@@ -94,16 +87,17 @@ def mask_inputs(results: Results) -> Figure:
         bar.set_label("connections", size="small", labelpad=-6)  # between the two numbers
         bar.outline.set_visible(False)
     said = "; ".join(
-        f"{level} {np.nanmin(results.connections[level]):.0f} to {np.nanmax(results.connections[level]):.0f}"
-        for level in drawing.spread(list(results.connections), 8)
+        f"{level} {np.nanmin(results.pictures[level]):.0f} to {np.nanmax(results.pictures[level]):.0f}"
+        for level in drawing.spread(list(results.pictures), 8)
     )
-    return drawing.describe(figure, f"Connections of the pixel with the fewest and of that with the most: {said}.")
+    return drawing.describe(figure, f"Connections of the {each} with the fewest and of that with the most: {said}.")
 
 
 def mask_structure(results: Results) -> Figure:
     """How many inputs and hidden units have lost their connections, and how much of what is kept is on no path."""
     counts = [column for column in results.networks if column.startswith("connected_")]
-    names = ["inputs", *(f"units of {layer}" for layer in results.layers[:-1])]
+    units = ("channels" if layer.startswith("convolution") else "units" for layer in results.layers[:-1])
+    names = ["inputs", *(f"{kind} of {layer}" for kind, layer in zip(units, results.layers[:-1], strict=True))]
     rows = math.ceil((len(counts) + 1) / 2)
     figure = drawing.new_figure(0.9 + 2.6 * rows, "What pruning cuts off")
     panels = list(figure.subplots(rows, 2, squeeze=False).flat)
@@ -155,7 +149,11 @@ def mask_overlap(results: Results) -> Figure:
     ticket = LOOKS["ticket"]
     key = [
         Line2D([], [], color=ticket.color, marker=ticket.marker, label="ticket"),
-        *(Line2D([], [], color=color, linewidth=WIDE, label=label) for _, color, label in CHANCES),
+        *(
+            Line2D([], [], color=color, linewidth=WIDE, label=label)
+            for column, color, label in CHANCES
+            if tickets[column].notna().any()
+        ),
     ]
     what = "Of the connections that either of two seeds keeps, those that both keep, mean over pairs of"
     drawing.add_key(figure, key, f"{what} {results.seeds} seeds.", drawing.paths_in_words(results))
@@ -195,7 +193,7 @@ def kept_weights(results: Results) -> Figure:
     for layer, (name, top, bottom) in enumerate(zip(results.layers, panels[0], panels[-1], strict=True)):
         top.set_title(name, weight="normal", size="medium")
         bottom.set_xlabel("weight")
-        bottom.xaxis.set_major_locator(MaxNLocator(5, symmetric=True))
+        bottom.xaxis.set_major_locator(MaxNLocator(5 if len(results.layers) < 4 else 3, symmetric=True))
         reach = max(_reach(bins.loc[[(level, layer)]]) for level in levels)
         bottom.set_xlim(-reach, reach)
     key = [
@@ -205,7 +203,7 @@ def kept_weights(results: Results) -> Figure:
     seeds = f"All {results.seeds} seeds together. " if results.seeds > 1 else ""
     drawing.add_key(figure, key, f"{seeds}Each panel has its own height; the few weights further out are not shown.")
     said = "; ".join(f"{level} {_deviations(bins.loc[[(level, 0)]])}" for level in levels)
-    return drawing.describe(figure, f"Standard deviation in hidden layer 1 before and after training: {said}.")
+    return drawing.describe(figure, f"Standard deviation in {results.layers[0]} before and after training: {said}.")
 
 
 def _draw_distribution(axes: Axes, bins: pd.DataFrame) -> None:

@@ -75,8 +75,8 @@ class Findings:
     @property
     def network(self) -> str:
         """The network in a few words."""
-        words = self.layout.shown.replace("-", "–")
-        return f"perceptron {words}" if self.layout.family == "perceptron" else words
+        shown = self.layout.shown
+        return f"perceptron {shown.replace('-', '–')}" if self.layout.family == "perceptron" else shown
 
     @cached_property
     def seeds(self) -> int:

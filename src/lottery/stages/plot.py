@@ -31,7 +31,7 @@ def main() -> None:
     """Leave reports/figures/ and reports/report.html."""
     p = params.load()
     with tracking.stage(p, "plot") as tracked:
-        results = load_results()
+        results = load_results(p)
         with replacing(FIGURES) as folder:
             folder.mkdir()
             figures.save_figures(results, folder, threads(p), tracked.connect)
@@ -40,14 +40,15 @@ def main() -> None:
         tracked.log_plots([FIGURES, PAGE])
 
 
-def load_results() -> Results:
+def load_results(p: Params) -> Results:
     """What the figures show: the reports, and of the levels that these name, the histories and the tickets' masks."""
     levels = load_report("levels.csv")
     names = levels["level"].unique()
     history = pd.concat([load_history(MODELS / name).assign(level=name) for name in names], ignore_index=True)
-    connections = {name: load_connections(MODELS / name) for name in names if name != "dense"}
-    tables = (load_report(f"{name}.csv") for name in ("structure", "kept_weights", "connectivity"))
-    return Results(levels, load_report("networks.csv"), history, connections, *tables)
+    pictures = {name: load_picture(MODELS / name) for name in names if name != "dense"}
+    others = ("networks", "structure", "kept_weights", "connectivity")
+    tables = {name: load_report(f"{name}.csv") for name in others}
+    return Results(levels=levels, history=history, pictures=pictures, layout=p.layout, **tables)
 
 
 def load_findings(p: Params) -> Findings:
@@ -94,14 +95,13 @@ def _damaged(name: str) -> LotteryError:
     return LotteryError(f"{TABLES / name}: missing, truncated or altered; `dvc repro evaluate` makes it")
 
 
-def load_connections(folder: Path) -> NDArray[np.float64]:
-    """How many first-layer connections each input keeps in a level's tickets, mean over seeds, [in]."""
+def load_picture(folder: Path) -> NDArray[np.float64]:
+    """What the first layer of a level's tickets keeps; see `families.Family.picture`."""
     rows = load_contents(folder).rows
     ticket = min(rows.arms, key=lambda arm: (arm != "ticket", ARMS[arm].own_mask))
     masks = load_masks(folder).rows(rows.of(ticket))
-    first = family(masks.layout).connections(masks)[0]
-    connections: NDArray[np.float64] = first.sum(dim=2).double().mean(dim=0).numpy()
-    return connections
+    picture: NDArray[np.float64] = family(masks.layout).picture(masks).double().numpy()
+    return picture
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ def main() -> None:
         masks = experiment.prune(
             Evidence(initial, final, p.train.seeds, path, images),
             load_masks(parent).rows(pruned),
-            Pruning(p.criterion(name), p.scope(name), p.prune.output_rate),
+            Pruning(p.criterion(name), p.scope(name), p.slower),
         )
         ingredients = Ingredients(
             masks,

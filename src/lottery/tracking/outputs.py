@@ -22,6 +22,10 @@ class MissingError(Exception):
     """An output's files are not there, or are others than those that DVC records: one line, with the remedy."""
 
 
+class _UnknownError(Exception):
+    """Parameters that this version does not know."""
+
+
 def digest_of_outs(outs: Mapping[str, str]) -> str:
     """One sum for all that a stage left, from those in dvc.lock by path; a single output has its own."""
     return digest_of_files(outs) if len(outs) > 1 else next(iter(outs.values()))
@@ -87,18 +91,21 @@ class Recorded:
         return Output(self.name, self.stage, total, self.data_digest, self.params, lambda: files(self), self.pipeline)
 
 
-def recorded(lock: str, params: Params) -> list[Recorded]:
+def recorded(lock: str, params: Params, commit: str = "") -> list[Recorded]:
     """The stages of a dvc.lock, in the pipeline's order, with the parameters that it records for them.
 
-    ``params`` supplies what no stage depends on: where to track. Raises LotteryError.
+    ``params`` supplies what no stage depends on: where to track. ``commit`` has the dvc.lock; empty: the workspace.
+    Raises LotteryError.
     """
     try:
         stages: dict[str, Any] = (yaml.safe_load(lock) or {}).get("stages", {})
         return list(_stages(stages, params))
+    except _UnknownError as error:
+        reader = f"the code of {commit}" if commit else "the code that wrote it"
+        raise LotteryError(f"dvc.lock: this version does not know its parameters ({error}); {reader} does") from error
     except (yaml.YAMLError, AttributeError, KeyError, TypeError, ValueError) as error:
-        raise LotteryError(
-            "dvc.lock: this version cannot read it; `dvc repro` or `git checkout dvc.lock` mends it"
-        ) from error
+        remedy = f"the code of {commit} can" if commit else "`dvc repro` or `git checkout dvc.lock` mends it"
+        raise LotteryError(f"dvc.lock: this version cannot read it; {remedy}") from error
 
 
 def _stages(stages: dict[str, Any], current: Params) -> Iterable[Recorded]:
@@ -149,5 +156,4 @@ def _params(values: dict[str, Any]) -> Params:
     try:
         return Params.model_validate(values, context=RECORDED)
     except ValidationError as error:
-        reason = error.errors()[0]["msg"]
-        raise LotteryError(f"dvc.lock: records parameters that this version does not know: {reason}") from error
+        raise _UnknownError(error.errors()[0]["msg"]) from error

@@ -82,10 +82,10 @@ def origin_of_workspace(environment: Mapping[str, str]) -> Origin:
 
 
 def settings(params: Params) -> dict[str, str]:
-    """The settings that all networks of a pipeline share, by their keys in params.yaml; a data set's is `dataset`."""
+    """The settings that all networks of a pipeline share, by their keys in params.yaml; names are of what they name."""
     sections = params.model_dump(mode="json", exclude_none=True, include=SECTIONS)
-    values = {key: value for section in sections.values() for key, value in section.items()}
-    values["dataset"] = values.pop("name")
+    names = {"dataset": sections["data"].pop("name"), "network": sections["network"].pop("name")}
+    values = names | {key: value for section in sections.values() for key, value in section.items()}
     values |= {"validation": params.validation_images, "iterations": params.iterations}  # what the settings come to
     return {key: _shown(value) for key, value in values.items()}
 
@@ -253,7 +253,7 @@ def _save_mask(mask: Masks, folder: Path) -> None:
 
     layers = {piece.layer: mask[piece.name][0].contiguous() for piece in mask.layout.weights}
     (folder / "mask.safetensors").write_bytes(save(layers))
-    save_mask_picture(mask.weights[0][0], folder / "mask.png")
+    save_mask_picture(mask, folder / "mask.png")
 
 
 # --- runs ------------------------------------------------------------------------------------------------------------

@@ -67,7 +67,7 @@ def _sync(recorder: Recorder, params: Params, source: "Workspace | Revision") ->
     """The runs of every output that a source has."""
     missing: list[str] = []
     levels: list[Output] = []
-    for entry in recorded(source.lock(), params):
+    for entry in recorded(source.lock(), params, source.commit):
         output = entry.output(source.files)
         try:
             if entry.name == "evaluate":
@@ -108,6 +108,8 @@ def _end_dead(store: Store) -> list[Run]:
 class Workspace:
     """The outputs as they are checked out."""
 
+    commit = ""
+
     def lock(self) -> str:
         """dvc.lock. Raises LotteryError."""
         try:
@@ -142,6 +144,7 @@ class Revision:
     def __init__(self, commit: str) -> None:
         # DVC takes a project in a subfolder of a git repository for a repository within one, and names paths from git's
         self._prefix = git("-C", str(root()), "rev-parse", "--show-prefix")
+        self.commit = commit[:7]
         self._files = DVCFileSystem(str(root()), rev=commit, subrepos=True)
 
     def lock(self) -> str:

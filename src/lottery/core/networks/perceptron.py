@@ -208,7 +208,7 @@ class Learner:
     def __init__(self, networks: Stack, images: Images, last: Tensor, scaling: Scaling, batch_size: int) -> None:
         self._backward = Gradients(networks, batch_size, blank(scaling))
         self.gradients = self._backward.gradients
-        self._images, self._last, self._scaling = images, last, scaling
+        self._images, self._last, self._scaling = images, last.numpy(), scaling  # which numpy indexes twice as fast
         self._pixels = torch.empty(len(networks) * batch_size, images.pixels.shape[1], dtype=torch.uint8)
 
     def __call__(self, batch: Tensor, log_likelihoods: Tensor) -> None:
@@ -217,7 +217,7 @@ class Learner:
         torch.index_select(self._images.pixels, 0, indices, out=self._pixels)
         torch.index_select(self._images.labels, 0, indices, out=backward.labels.view(-1))
         self._scaling(self._pixels.view(backward.inputs.shape), out=backward.inputs)
-        backward.used = self._last[batch].amax(dim=1).tolist()
+        backward.used = self._last[batch.numpy()].max(axis=1).tolist()
         backward(log_likelihoods)
 
 
@@ -253,6 +253,7 @@ class Lessons:
 class Perceptron:
     """Multilayer perceptrons with ReLUs; see `families.Family`."""
 
+    each = "pixel"
     lessons, examples = Lessons, Examples
 
     def log_probabilities(self, networks: Stack, examples: Examples) -> Tensor:
@@ -295,6 +296,14 @@ class Perceptron:
 
     def connections(self, masks: Masks) -> tuple[Tensor, ...]:
         return masks.weights
+
+    def picture(self, masks: Masks) -> Tensor:
+        """One value per pixel, in a square."""
+        kept = masks.weights[0].sum(dim=2).double().mean(dim=0)
+        side = math.ceil(math.sqrt(len(kept)))
+        picture = torch.full((side * side,), torch.nan, dtype=torch.float64)
+        picture[: len(kept)] = kept
+        return picture.view(side, side)
 
     def module(self, network: Stack) -> nn.Module:
         layers: list[nn.Module] = []
