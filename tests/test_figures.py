@@ -407,6 +407,15 @@ def test_the_legend_of_layers_is_over_no_bar_and_within_the_figure(name: str) ->
     assert figure.bbox.x0 <= box.x0 <= box.x1 <= figure.bbox.x1
 
 
+def test_the_legend_of_all_arms_is_within_the_figure() -> None:
+    figure = FIGURES["accuracy_vs_pruning"](results(CHAIN, arms=tuple(EVERY_ARM)))
+    assert figure
+    figure.draw_without_rendering()
+    box = figure.legends[0].get_window_extent()
+    assert figure.bbox.x0 <= box.x0 <= box.x1 <= figure.bbox.x1
+    assert figure.bbox.y0 <= box.y0 <= box.y1 <= figure.bbox.y1
+
+
 @pytest.mark.parametrize("name", sorted(FIGURES))
 def test_every_figure_has_words_that_give_its_values(name: str) -> None:
     drawn = results(CHAIN, twins=("dense", "ticket"))

@@ -211,10 +211,12 @@ def add_legend(
 
 def add_key(figure: Figure, handles: Sequence[Artist], *notes: str) -> None:
     """Add the meanings of these looks, and notes in words, below the figure."""
+    width = sum(0.55 + width_of(str(handle.get_label())) for handle in handles)  # inches, if all stood in one row
+    rows = math.ceil(width / figure.get_size_inches()[0])
     legend = figure.legend(
         handles=handles,
         loc="outside lower center",
-        ncols=len(handles),
+        ncols=math.ceil(len(handles) / rows),
         title=fill(" ".join(filter(None, notes)), 130),
         title_fontsize="small",
     )
