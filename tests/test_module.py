@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from itertools import pairwise
 
+import pandas as pd
 import pytest
 import torch
 from conftest import random_masks
@@ -19,7 +20,7 @@ from lottery.core.networks.module import Module
 from lottery.core.pruning import CRITERIA, Evidence, density, prune_globally, prune_layers, weights_kept
 from lottery.core.stack import Stack, everything, initialize
 from lottery.core.training import Group, Recipe, State, Task, train
-from lottery.evaluation.structure import of_networks, weights_on_paths
+from lottery.evaluation.structure import describe, of_networks, weights_on_paths
 
 LENET = lenet_5()
 SIZES = (20, 12, 9, CLASSES)
@@ -96,6 +97,17 @@ def test_a_module_trains_as_the_hand_written_perceptron(mlp: Layout, make_split:
     ours, theirs = (train(networks, None, [0, 1], (), split, recipe) for networks in _both(mlp))
     for mine, weight in zip(ours.final.weights, theirs.final.weights, strict=True):
         torch.testing.assert_close(mine.mT, weight, rtol=1e-3, atol=1e-4)
+
+
+def test_a_module_has_the_structure_and_the_picture_of_the_hand_written_perceptron(mlp: Layout) -> None:
+    ours, theirs = everything(2, mlp), random_masks(2, perceptron(SIZES), 0.1)
+    for mine, mask in zip(ours.weights, theirs.weights, strict=True):
+        mine.copy_(mask.mT)
+    for name, measure in of_networks(theirs).items():
+        assert of_networks(ours)[name].tolist() == measure.tolist()
+    pd.testing.assert_frame_equal(describe({"ticket": ours}), describe({"ticket": theirs}))
+    pictures = [family(masks.layout).picture(masks) for masks in (ours, theirs)]
+    torch.testing.assert_close(*pictures, equal_nan=True)
 
 
 # --- LeNet-5 ---------------------------------------------------------------------------------------------------------

@@ -708,11 +708,12 @@ def test_a_file_without_a_network_name_means_a_perceptron() -> None:
         ),
         (
             (*LENET, ("[ticket, reinit, random]", "[ticket, random-inputs]")),
-            "prune.arms: random-inputs is about a perceptron's units, and network.name is lenet-5; remove it",
+            "prune.arms: random-inputs is for perceptrons alone, and network.name is lenet-5; remove it",
         ),
         (
-            (*LENET, ("[ticket, reinit, random]", "[ticket, small-dense]")),
-            "prune.arms: small-dense is about a perceptron's units, and network.name is lenet-5; remove it",
+            (*LENET, ("[ticket, reinit, random]", "[ticket, random-inputs, small-dense]")),
+            "prune.arms: random-inputs and small-dense are for perceptrons alone, and network.name is lenet-5; "
+            "remove both",
         ),
         (
             (("  output_rate", "  conv_rate: 0.5\n  output_rate"),),
@@ -723,9 +724,9 @@ def test_a_file_without_a_network_name_means_a_perceptron() -> None:
             "prune.conv_rate: 1.5 is not a number from 0 to 1",
         ),
         (
-            (*LENET, ("  output_rate", "  conv_rate: 0.5\n  output_rate"), ("scope: layer ", "scope: global ")),
-            "prune.conv_rate: 0.5 is for scope layer, and no level has it; "
-            "remove it, or make it 0 to leave convolutions whole",
+            (*LENET, ("  output_rate", "  conv_rate: 0.25\n  output_rate"), ("scope: layer ", "scope: global ")),
+            "prune.conv_rate: 0.25 is for scope layer, and no level has it; "
+            "make it 0.5, or 0 to leave convolutions whole",
         ),
     ],
 )
@@ -737,7 +738,7 @@ def test_convolutions_that_are_left_whole_leave_weights_to_the_others() -> None:
     whole = (*LENET, ("  output_rate", "  conv_rate: 0\n  output_rate"), ("scope: layer ", "scope: global "))
     assert mistakes(default_with(*whole)) == [
         "params.yaml: levels.p95.sparsity: 0.95 keeps 21525 of the 430500 weights of the network, "
-        "and a rate of 0 keeps the 25500 of the whole layers; give less"
+        "and conv_rate 0 keeps the 25500 of the convolutions; give less"
     ]
     load_text(default_with(*whole, ("sparsity: 0.95", "sparsity: 0.94")))
 

@@ -60,7 +60,8 @@ MOST_LINES = 10  # of mistakes told at once
 MOST_CHARACTERS = 300  # of such a line
 
 CONTINUED = [name for name, arm in ARMS.items() if arm.goes_on]
-UNTRAINED = [name for name, arm in ARMS.items() if not arm.goes_on and not arm.for_perceptrons]
+RATES = {"output": ("output_rate", "output layer"), "convolution": ("conv_rate", "convolutions")}
+UNTRAINED = [name for name, arm in ARMS.items() if arm.untrained]
 
 # The context in which `Params` are validated that DVC recorded: each stage's as they were when it ran, so that together
 # they need not agree.
@@ -400,10 +401,10 @@ class Params(Section, plan.Plan):
                 yield ("levels", name, "sparsity"), text
             elif together and whole and kept <= whole:
                 text = f"{level.sparsity} keeps {kept} of the {weights} weights of the {where}"
-                rates, layer = (
-                    ("output_rate", "output layer") if unpruned == ["output"] else ("a rate of", "whole layers")
-                )
-                yield ("levels", name, "sparsity"), f"{text}, and {rates} 0 keeps the {whole} of the {layer}; give less"
+                rates = " and ".join(f"{RATES[kind][0]} 0" for kind in unpruned)
+                layers_of = " and the ".join(RATES[kind][1] for kind in unpruned)
+                whole_text = f"{rates} keep{'s' * (len(unpruned) == 1)} the {whole} of the {layers_of}"
+                yield ("levels", name, "sparsity"), f"{text}, and {whole_text}; give less"
 
     def _disagreements_on_iterations(self) -> Iterator[Mistake]:
         last = self.iterations
@@ -431,10 +432,9 @@ class Params(Section, plan.Plan):
             arms = self.arms(name)
             key = ("levels", name, "arms") if self.levels[name].arms else ("prune", "arms")
             if self.layout.family != "perceptron" and (others := [arm for arm in arms if ARMS[arm].for_perceptrons]):
-                yield (
-                    key,
-                    f"{others[0]} is about a perceptron's units, and network.name is {self.network.name}; remove it",
-                )
+                verb, them = ("is", "it") if len(others) == 1 else ("are", "both")
+                text = f"{' and '.join(others)} {verb} for perceptrons alone, and network.name is {self.network.name}"
+                yield key, f"{text}; remove {them}"
             child = children.get(name)
             if child is not None and source not in arms:
                 yield key, f"{source} is missing, yet {child} prunes the {source} of its parent {name}; add it"
@@ -467,9 +467,10 @@ class Params(Section, plan.Plan):
         if rate not in (0, plan.OUTPUT_RATE) and all(self.scope(name) == "global" for name in self.levels):
             text = f"{rate} is for scope layer, and no level has it"
             yield ("prune", "output_rate"), f"{text}; make it {plan.OUTPUT_RATE}, or 0 to leave the output layer whole"
-        if self.prune.conv_rate and all(self.scope(name) == "global" for name in self.levels):
+        rates = (None, 0, plan.CONV_RATE)
+        if self.prune.conv_rate not in rates and all(self.scope(name) == "global" for name in self.levels):
             text = f"{self.prune.conv_rate} is for scope layer, and no level has it"
-            yield ("prune", "conv_rate"), f"{text}; remove it, or make it 0 to leave convolutions whole"
+            yield ("prune", "conv_rate"), f"{text}; make it {plan.CONV_RATE}, or 0 to leave convolutions whole"
         for name, level in self.levels.items():
             if level.parent != "dense" and (self.scope(level.parent), self.scope(name)) == ("global", "layer"):
                 where = ("levels", name, "scope") if level.scope else ("levels", level.parent, "scope")

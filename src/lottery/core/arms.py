@@ -40,6 +40,7 @@ class Arm:
     twinned: bool = False  # trained a second time where twins are asked for
     control: bool = False  # a winning ticket beats it
     for_perceptrons: bool = False  # without a meaning for other networks
+    untrained: bool = False  # goes with criteria that prune untrained networks
 
     def begin(self, level: Ingredients) -> Start:
         """What the arm's networks train from at a level."""
@@ -86,14 +87,17 @@ def lr_rewind(level: Ingredients) -> Start:
 
 
 _ARMS = (
-    Arm("ticket", "the pruned mask, and the dense network’s {start}", Look("#0072B2", "o", "-"), ticket, twinned=True),
+    Arm(
+        "ticket", "the pruned mask, and the dense network’s {start}", Look("#0072B2", "o", "-"), ticket,
+        twinned=True, untrained=True,
+    ),
     Arm(
         "reinit", "the ticket’s mask with fresh initial weights", Look("#D55E00", "s", "-."), reinit,
-        anew=True, twinned=True, control=True,
+        anew=True, twinned=True, control=True, untrained=True,
     ),
     Arm(
         "random", "as many weights at random places, and the dense network’s {start}", Look("#009E73", "^", ":"),
-        random, own_mask=True, control=True,
+        random, own_mask=True, control=True, untrained=True,
     ),
     Arm(
         "random-inputs", "random places, but as many connections of each input as in the ticket",

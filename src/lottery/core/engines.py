@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def run(groups: Sequence[Group], threads: int, advanced: Callable[[Group], None]) -> None:
-    """Advance all groups to their ends in so many processes; ``advanced`` is called here after each evaluation.
+    """Advance all groups to their ends in up to ``threads`` processes; call ``advanced`` here after each evaluation.
 
     The groups' states must be `shared`: a process changes its group's state where this one reads it. Each group queues
     up again after an evaluation, which keeps all processes busy to the end. Raises DivergedError.

@@ -1,6 +1,7 @@
 """Families of networks: what each has to offer for everything else to work with stacks of it.
 
-Adding a family is a layout in `layout`, a module in `networks` and its entry in `FAMILIES`.
+Adding a family is a layout in `layout` and its entry in `FIXED` there, a module in `networks` and its entry in
+`FAMILIES` here, and its name in `params.NetworkName`.
 """
 
 from concurrent.futures import ThreadPoolExecutor
@@ -59,8 +60,6 @@ class Lessons(Protocol):
 
 class Family(Protocol):
     """What R networks of one family do; none of it depends on what a network is stacked with."""
-
-    each: str  # what a value of `picture` is about, in words
 
     def lessons(self, split: Split) -> Lessons:
         """What networks learn from."""

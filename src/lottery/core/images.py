@@ -1,5 +1,6 @@
 """What networks learn from and are measured on: images, and the scaling that makes them inputs."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +18,14 @@ class Images:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+
+def as_square(values: Tensor) -> Tensor:
+    """Lay one value per pixel, [D], out as a square picture; the places that they do not fill are NaN."""
+    side = math.ceil(math.sqrt(len(values)))
+    picture = torch.full((side * side,), torch.nan, dtype=torch.float64)
+    picture[: len(values)] = values
+    return picture.view(side, side)
 
 
 @dataclass(frozen=True)

@@ -79,6 +79,11 @@ class Layout:
         return [TITLES[kind].format(kinds[: place + 1].count(kind)) for place, kind in enumerate(kinds)]
 
     @property
+    def place(self) -> str:
+        """What the first layer's connections are counted for in a picture."""
+        return "place of a kernel" if self.weights[0].kind == "convolution" else "pixel"
+
+    @property
     def shown(self) -> str:
         """The network in a few words: 784-300-100-10, or lenet-5."""
         return "-".join(map(str, _sizes(self))) if self.family == "perceptron" else self.family

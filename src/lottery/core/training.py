@@ -145,7 +145,7 @@ class Task:
 
     @cached_property
     def key(self) -> str:
-        """A name that equal tasks share, and no others."""
+        """A name that tasks made of the same values share, and no others."""
         return hashlib.sha256(repr(self).encode()).hexdigest()
 
 

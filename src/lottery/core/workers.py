@@ -20,7 +20,7 @@ _worker = threading.local()
 
 
 class Workers(Generic[Work]):
-    """So many workers that call functions of ``work``, which is never sent to them, each with one thread for torch.
+    """``count`` workers that call functions with ``work``, which they inherit, each with one thread for torch.
 
     Forked processes, because threads wait for each other's hold of the interpreter between some 30 short operators an
     iteration; a process for a single worker too, because a thread that has multiplied matrices takes a lock of MKL's as

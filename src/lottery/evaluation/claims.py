@@ -29,7 +29,7 @@ SPEED = math.log(1.25)  # within which two early-stopping iterations are alike
 POINTS = 0.2  # within which two accuracies are alike
 PAPERS: dict[str, dict[str, Any]] = {  # Frankle & Carbin 2019, LeNet; the scaling it does not say
     "data": {"name": "mnist"},
-    "network": {"hidden": [300, 100], "initialization": "glorot-normal"},
+    "network": {"name": "perceptron", "hidden": [300, 100], "initialization": "glorot-normal"},
     "train": {
         "optimizer": "adam",
         "learning_rate": 0.0012,

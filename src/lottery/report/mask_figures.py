@@ -60,11 +60,11 @@ def save_mask_picture(masks: Masks, path: Path) -> None:
 
 
 def mask_inputs(results: Results) -> Figure:
-    """For each level, how many first-layer connections each pixel keeps, mean over seeds; each has its own scale."""
+    """For each level, how many first-layer connections each pixel or place of a kernel keeps, each on its own scale."""
     rows = math.ceil(len(results.pictures) / 5)
     columns = math.ceil(len(results.pictures) / rows)
     side, gap = WIDTH / max(columns, 3) - 0.25, 0.85  # inches
-    each = family(results.layout).each
+    each = results.layout.place
     over = f", mean over {results.seeds} seeds" if results.seeds > 1 else ""
     over = over if each == "pixel" else ", first seed"  # whose kernels are not those of other seeds
     figure = drawing.new_figure(0.35 + rows * (side + gap), f"First-layer connections that each {each} keeps{over}")
@@ -86,9 +86,12 @@ def mask_inputs(results: Results) -> Figure:
         all_of_them.set_horizontalalignment("right")
         bar.set_label("connections", size="small", labelpad=-6)  # between the two numbers
         bar.outline.set_visible(False)
+    shown = {level: results.pictures[level] for level in drawing.spread(list(results.pictures), 8)}
+    if each != "pixel":
+        said = "; ".join(f"{level} {np.nanmean(picture):.2f}" for level, picture in shown.items())
+        return drawing.describe(figure, f"Connections kept per {each}, the mean: {said}.")
     said = "; ".join(
-        f"{level} {np.nanmin(results.pictures[level]):.0f} to {np.nanmax(results.pictures[level]):.0f}"
-        for level in drawing.spread(list(results.pictures), 8)
+        f"{level} {np.nanmin(picture):.0f} to {np.nanmax(picture):.0f}" for level, picture in shown.items()
     )
     return drawing.describe(figure, f"Connections of the {each} with the fewest and of that with the most: {said}.")
 
@@ -97,7 +100,8 @@ def mask_structure(results: Results) -> Figure:
     """How many inputs and hidden units have lost their connections, and how much of what is kept is on no path."""
     counts = [column for column in results.networks if column.startswith("connected_")]
     units = ("channels" if layer.startswith("convolution") else "units" for layer in results.layers[:-1])
-    names = ["inputs", *(f"{kind} of {layer}" for kind, layer in zip(units, results.layers[:-1], strict=True))]
+    inputs = "inputs" if results.layout.place == "pixel" else "channels of the images"
+    names = [inputs, *(f"{kind} of {layer}" for kind, layer in zip(units, results.layers[:-1], strict=True))]
     rows = math.ceil((len(counts) + 1) / 2)
     figure = drawing.new_figure(0.9 + 2.6 * rows, "What pruning cuts off")
     panels = list(figure.subplots(rows, 2, squeeze=False).flat)
@@ -218,6 +222,8 @@ def _draw_distribution(axes: Axes, bins: pd.DataFrame) -> None:
 def _deviations(bins: pd.DataFrame) -> str:
     """The standard deviations of a level's weights in one layer, at the start and at the end."""
     middle = (bins["low"] + bins["high"]) / 2
+    if not bins["start"].any():
+        return "none kept"
     start, end = (math.sqrt(np.cov(middle, fweights=bins[when], ddof=0)) for when in ("start", "end"))
     return f"{start:.3f} and {end:.3f}"
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, log_softmax
 
-from lottery.core.images import CHUNK, Images, Scaling, Split
+from lottery.core.images import CHUNK, Images, Scaling, Split, as_square
 from lottery.core.stack import Masks, Stack
 
 
@@ -73,10 +73,9 @@ class Lessons:
 class Module:
     """Networks that are modules of one class; see `families.Family`.
 
-    The module takes scaled pixels [N, D] and gives logits [N, C]; its parameters are the pieces of the layout by name.
+    The module takes scaled pixels [N, D] and gives logits [N, C]. Its parameters are the pieces of the layout by name,
+    it has no buffers, as normalization over batches would need, and nothing random, as dropout is.
     """
-
-    each = "place of a kernel"
 
     def __init__(self, build: Callable[[], nn.Module]) -> None:
         with torch.device("meta"):  # its own parameters are never used
@@ -126,10 +125,9 @@ class Module:
         return Stack(weights.flat * gradients.flat, networks.layout)
 
     def connections(self, masks: Masks) -> tuple[Tensor, ...]:
-        kept, units = [], 1
-        for (
-            mask
-        ) in masks.weights:  # [R, out, in, ...]; a unit before may have several places, as a channel's 4x4 pixels
+        # a mask is [R, out, in, ...], and a unit before may have several places, as a channel has 4x4 pixels
+        kept, units = [], masks.weights[0].shape[2]
+        for mask in masks.weights:
             kept.append(mask.flatten(2).view(len(masks), mask.shape[1], units, -1).sum(dim=3).mT)
             units = mask.shape[1]
         return tuple(kept)
@@ -141,7 +139,9 @@ class Module:
         return [mask[0].clone() for mask in masks.weights]
 
     def picture(self, masks: Masks) -> Tensor:
-        """The kernels of the first network, side by side with a gap between them."""
+        """The kernels of the first network, side by side with a gap; of a dense layer, one value per pixel."""
+        if masks.weights[0].dim() == 3:
+            return as_square(masks.weights[0].sum(dim=1).double().mean(dim=0))
         kernels = masks.weights[0][0].sum(dim=1).float()  # [filters, height, width]
         columns = next(columns for columns in range(int(len(kernels) ** 0.5), 0, -1) if len(kernels) % columns == 0)
         columns = len(kernels) // columns

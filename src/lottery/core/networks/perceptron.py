@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Generator, Tensor, nn
 
-from lottery.core.images import CHUNK, Images, Scaling, Split
+from lottery.core.images import CHUNK, Images, Scaling, Split, as_square
 from lottery.core.layout import Initialization, Layout, padded, perceptron
 from lottery.core.stack import Masks, Stack, initialize
 
@@ -253,7 +253,6 @@ class Lessons:
 class Perceptron:
     """Multilayer perceptrons with ReLUs; see `families.Family`."""
 
-    each = "pixel"
     lessons, examples = Lessons, Examples
 
     def log_probabilities(self, networks: Stack, examples: Examples) -> Tensor:
@@ -299,11 +298,7 @@ class Perceptron:
 
     def picture(self, masks: Masks) -> Tensor:
         """One value per pixel, in a square."""
-        kept = masks.weights[0].sum(dim=2).double().mean(dim=0)
-        side = math.ceil(math.sqrt(len(kept)))
-        picture = torch.full((side * side,), torch.nan, dtype=torch.float64)
-        picture[: len(kept)] = kept
-        return picture.view(side, side)
+        return as_square(masks.weights[0].sum(dim=2).double().mean(dim=0))
 
     def module(self, network: Stack) -> nn.Module:
         layers: list[nn.Module] = []
