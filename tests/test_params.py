@@ -734,6 +734,13 @@ def test_settings_that_a_network_does_not_have_are_told(replacements: tuple[tupl
     assert mistakes(default_with(*replacements)) == [f"params.yaml: {line}"]
 
 
+def test_layers_that_are_left_whole_are_named_in_one_order() -> None:
+    whole = (*LENET, ("  output_rate: 0.5", "  conv_rate: 0\n  output_rate: 0"))
+    told = mistakes(default_with(*whole, ("scope: layer ", "scope: global ")))
+    said = "output_rate 0 and conv_rate 0 keep the 30500 of the output layer and the convolutions; give less"
+    assert told[-1].endswith(said)
+
+
 def test_convolutions_that_are_left_whole_leave_weights_to_the_others() -> None:
     whole = (*LENET, ("  output_rate", "  conv_rate: 0\n  output_rate"), ("scope: layer ", "scope: global "))
     assert mistakes(default_with(*whole)) == [

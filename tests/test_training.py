@@ -633,8 +633,9 @@ def test_a_group_goes_on_from_a_saved_state_to_the_same_bits(
         tensors = group.state.tensors()
         assert tensors.keys() == expected.keys()
         assert all(_bytes(tensors[name]) == _bytes(tensor) for name, tensor in expected.items())
-    moved = (expected["rewound"] != lessons.arranged(start).flat).any(dim=1)
-    assert moved.tolist() == [rewind > 0] * 2
+    rewound = expected["rewound"]
+    assert len(rewound) == (2 if rewind else 0)
+    assert not rewind or (rewound != lessons.arranged(start).flat).any(dim=1).all()
 
 
 def _bytes(tensor: Tensor) -> bytes:

@@ -37,7 +37,7 @@ from ruamel.yaml.reader import ReaderError
 
 from lottery import LotteryError, plan
 from lottery.core.arms import ARMS
-from lottery.core.layout import Initialization
+from lottery.core.layout import Initialization, Kind
 
 Criterion = Literal["magnitude", "magnitude-increase", "movement", "random", "snip", "synflow"]
 NetworkName = Literal["perceptron", "lenet-5"]
@@ -60,7 +60,10 @@ MOST_LINES = 10  # of mistakes told at once
 MOST_CHARACTERS = 300  # of such a line
 
 CONTINUED = [name for name, arm in ARMS.items() if arm.goes_on]
-RATES = {"output": ("output_rate", "output layer"), "convolution": ("conv_rate", "convolutions")}
+RATES: dict[Kind, tuple[str, str]] = {
+    "output": ("output_rate", "output layer"),
+    "convolution": ("conv_rate", "convolutions"),
+}
 UNTRAINED = [name for name, arm in ARMS.items() if arm.untrained]
 
 # The context in which `Params` are validated that DVC recorded: each stage's as they were when it ran, so that together
@@ -379,7 +382,7 @@ class Params(Section, plan.Plan):
         layers = [piece.size for piece in self.layout.weights]
         hidden = [piece.size for piece in self.layout.weights if piece.kind == "hidden"]
         kinds = {piece.kind for piece in self.layout.weights}
-        unpruned = [kind for kind in kinds if self.slower.get(kind) == 0]
+        unpruned = [kind for kind in RATES if kind in kinds and self.slower[kind] == 0]
         whole = sum(piece.size for piece in self.layout.weights if piece.kind in unpruned)
         if self.layout.family != "perceptron" and self.data.name == "digits":
             text = f"{self.network.name} takes 28x28 pixels, and digits has 8x8"

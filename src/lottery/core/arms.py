@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Look:
-    """How an arm looks in every figure."""
+    """The look of an arm in every figure."""
 
     color: str  # of the palette of Okabe & Ito (2008), whose colours the colour-blind tell apart
     marker: str
@@ -43,7 +43,7 @@ class Arm:
     untrained: bool = False  # goes with criteria that prune untrained networks
 
     def begin(self, level: Ingredients) -> Start:
-        """What the arm's networks train from at a level."""
+        """Make the start that the arm's networks train from at a level."""
         return self.start(replace(level, recipe=replace(level.recipe, start=0)) if self.anew else level)
 
 

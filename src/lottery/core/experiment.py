@@ -26,7 +26,7 @@ Train = Callable[[Stack, Masks, Sequence[int], Sequence[float], Sequence[Recipe]
 
 @dataclass(frozen=True)
 class Pruning:
-    """How a level's mask is made; see `pruning`."""
+    """The making of a level's mask; see `pruning`."""
 
     criterion: str
     scope: str

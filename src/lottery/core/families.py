@@ -19,7 +19,7 @@ from lottery.core.stack import Masks, Stack
 
 
 class Learner(Protocol):
-    """Losses and gradients of R networks on batches of B images; its memory is allocated once."""
+    """Losses and gradients of R networks on batches of B images; memory for gradients is allocated once."""
 
     gradients: Stack
 
@@ -37,7 +37,7 @@ class Examples(Protocol):
     labels: Tensor  # int64 [N]
 
     def __len__(self) -> int:
-        """How many there are."""
+        """The number of images."""
 
 
 class Lessons(Protocol):
@@ -46,7 +46,7 @@ class Lessons(Protocol):
     validation: Any  # Examples for networks that are arranged
 
     def __len__(self) -> int:
-        """How many training images there are."""
+        """The number of training images."""
 
     def arranged(self, networks: Stack) -> Stack:
         """A copy of networks, or of their masks, that learns from these images."""
@@ -55,14 +55,14 @@ class Lessons(Protocol):
         """A copy of arranged networks as they were before."""
 
     def learner(self, networks: Stack, batch_size: int) -> Learner:
-        """What gives the gradients of these arranged networks, as they are whenever it is called."""
+        """A learner of these arranged networks, whose memory it reads whenever it is called."""
 
 
 class Family(Protocol):
-    """What R networks of one family do; none of it depends on what a network is stacked with."""
+    """The abilities of R networks of one family; no result depends on what a network is stacked with."""
 
     def lessons(self, split: Split) -> Lessons:
-        """What networks learn from."""
+        """Arrange a split's images for networks to learn from."""
 
     def examples(self, images: Images, scaling: Scaling) -> Any:
         """`Examples` for networks that are not arranged."""
@@ -77,13 +77,13 @@ class Family(Protocol):
         """|w| dR/d|w| of the kept weights, float64; for R see `pruning.synflow`."""
 
     def connections(self, masks: Masks) -> tuple[Tensor, ...]:
-        """How many weights each layer keeps between any two units, [R, in, out] per layer; bool where 1 is the most.
+        """Count the weights kept between any two units, [R, in, out] per layer; bool where 1 is the most.
 
         A layer's ``out`` are the units that are the next layer's ``in``.
         """
 
     def picture(self, masks: Masks) -> Tensor:
-        """How many first-layer connections each place keeps, as a picture [H, W]; NaN where there is no place.
+        """Count the first-layer connections that each place keeps, as a picture [H, W]; NaN where there is no place.
 
         The mean over the networks where their places are the same, otherwise those of the first network.
         """

@@ -1,4 +1,4 @@
-"""What networks learn from and are measured on: images, and the scaling that makes them inputs."""
+"""Images, from which networks learn and on which they are measured, and the scaling that makes them inputs."""
 
 import math
 from dataclasses import dataclass

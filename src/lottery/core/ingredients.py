@@ -1,4 +1,4 @@
-"""What a level's arms are made from, and what its networks train from."""
+"""The ingredients of a level's arms, and the start that each arm's networks train from."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -15,7 +15,7 @@ from lottery.core.training import Recipe
 
 @dataclass(frozen=True)
 class Start:
-    """What an arm's networks train from: masks, and parameters whose pruned weights are 0; and how they train."""
+    """The masks, the parameters (pruned weights are 0) and the recipe that an arm's networks train from."""
 
     masks: Masks
     parameters: Stack
@@ -28,7 +28,7 @@ class Start:
 
 @dataclass(frozen=True)
 class Ingredients:
-    """What a level's arms are made from, one row per seed."""
+    """The ingredients of a level's arms, one row per seed."""
 
     masks: Masks  # the tickets'
     rewound: Stack  # weights and biases of the dense run at iteration k

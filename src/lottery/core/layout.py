@@ -1,4 +1,4 @@
-"""What a network is made of: its tensors by name, kind and shape, in the order in which they lie in memory.
+"""The layout of a network: its tensors by name, kind and shape, in the order in which they lie in memory.
 
 Nothing here needs torch, because params.yaml is checked before torch is imported.
 """
@@ -35,7 +35,7 @@ class Piece:
 
     @property
     def size(self) -> int:
-        """How many values it has."""
+        """The number of its values."""
         return math.prod(self.shape)
 
     @property
@@ -64,7 +64,7 @@ class Layout:
 
     @property
     def prunable(self) -> int:
-        """How many weights can be pruned."""
+        """The number of weights that can be pruned."""
         return sum(piece.size for piece in self.weights)
 
     @cached_property
@@ -80,7 +80,7 @@ class Layout:
 
     @property
     def place(self) -> str:
-        """What the first layer's connections are counted for in a picture."""
+        """The name of what a picture counts first-layer connections for."""
         return "place of a kernel" if self.weights[0].kind == "convolution" else "pixel"
 
     @property

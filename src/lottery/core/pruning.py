@@ -29,7 +29,7 @@ SYNFLOW_ROUNDS = 100
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a criterion may look at: the parent's networks, one row per seed, and the images."""
+    """The evidence that a criterion may look at: the parent's networks, one row per seed, and the images."""
 
     start: Stack  # what they started training from
     trained: Stack  # what they ended with
@@ -63,7 +63,7 @@ def magnitude_increase(evidence: Evidence, masks: Masks) -> Scores:
 
 
 def movement(evidence: Evidence, masks: Masks) -> Scores:
-    """How far w moved in training (Zhou et al. 2019, section 2; not the movement pruning of Sanh et al. 2020)."""
+    """The distance that w moved (Zhou et al. 2019, section 2; not the movement pruning of Sanh et al. 2020)."""
     return Stack((evidence.trained.flat - evidence.start.flat).abs(), masks.layout)
 
 
@@ -173,7 +173,7 @@ def prune_globally(scores: Scores, masks: Masks, sparsity: float, slower: Slower
 
 
 def weights_kept(masks: Masks) -> Tensor:
-    """How many weights each network keeps in each layer, int64 [R, layers]."""
+    """Count the weights that each network keeps in each layer, int64 [R, layers]."""
     return torch.stack([mask.flatten(1).sum(dim=1) for mask in masks.weights], dim=1)
 
 

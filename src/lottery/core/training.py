@@ -25,7 +25,7 @@ GROUP_BYTES = 6 << 20  # what a group's weights, gradients, moments and masks ma
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a network is trained, from iteration ``start`` to iteration ``iterations`` of the dense run's axis."""
+    """The training of a network, from iteration ``start`` to iteration ``iterations`` of the dense run's axis."""
 
     iterations: int  # T, at which all networks of a pipeline end
     batch_size: int
@@ -53,7 +53,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class History:
-    """What training saw of a network at E evaluations."""
+    """The losses and accuracies of a network at E evaluations."""
 
     iterations: list[int]  # [E], that of the start first
     train_loss: Tensor  # float64 [E], mean over the iterations since the evaluation before; NaN at the start
@@ -104,7 +104,7 @@ class Optimizer:
 
     @staticmethod
     def moments_of(recipe: Recipe) -> int:
-        """How many tensors like the parameters the optimizer remembers; they start at zero."""
+        """The number of tensors like the parameters that the optimizer remembers; they start at zero."""
         return 2 if recipe.optimizer == "adam" else int(recipe.momentum > 0)
 
     def step(self, gradients: Tensor, iteration: int) -> None:
@@ -136,7 +136,7 @@ def batch_order(seed: int, path: Sequence[float], epoch: int, images: int, order
 
 @dataclass(frozen=True)
 class Task:
-    """What a group of networks is trained for, as plain data."""
+    """The training of a group of networks, as plain data."""
 
     layout: Layout
     seeds: tuple[int, ...]
@@ -159,7 +159,7 @@ class State:
 
     parameters: Stack
     early_stopping: Stack  # as they were at the early-stopping iteration so far
-    rewound: Stack  # as they were at iteration ``rewind``, once that is past
+    rewound: Stack  # as they were at iteration ``rewind``, once that is past; no networks where there is none
     moments: Tensor  # float32 [0 to 2, R, P], the optimizer's
     history: Tensor  # float64 [3, R, E]: training loss, validation loss and validation accuracy
     evaluated: Tensor  # int64 [1], how many evaluations are done
@@ -170,7 +170,7 @@ class State:
         return cls(
             parameters=start.clone(),
             early_stopping=start.clone(),
-            rewound=start.clone(),
+            rewound=start.rows(slice(None if task.recipe.rewind else 0)).clone(),
             moments=torch.zeros(Optimizer.moments_of(task.recipe), *start.flat.shape),
             history=torch.zeros(3, len(start), len(task.recipe.evaluations), dtype=torch.float64),
             evaluated=torch.zeros(1, dtype=torch.int64),
@@ -254,7 +254,7 @@ class Group:
         return torch.stack([-losses[:, r].double().mean() for r in range(len(parameters))])
 
     def _update(self) -> tuple[Callable[[int], None], Callable[[], None]]:
-        """What an iteration does with the gradients of its batch, moving kept weights and biases, and what ends it."""
+        """Two functions: one updates kept weights and biases after a batch, one ends the updates of an evaluation."""
         gradients, parameters, moments = self._learner.gradients.flat, self.state.parameters.flat, self.state.moments
         if self._kept is None:
             optimizer = Optimizer(self.task.recipe, parameters, moments)
@@ -310,7 +310,7 @@ class Group:
 
 
 def group_size(networks: int, parameters: int, threads: int) -> int:
-    """How many networks train together on one thread, at most.
+    """The number of networks that train together on one thread, at most.
 
     As many as stay in a core's cache, 5 floats per parameter: one LeNet-300-100, but several of a smaller network,
     whose time goes into calls rather than arithmetic. No more than a thread's share.

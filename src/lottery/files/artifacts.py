@@ -2,12 +2,12 @@
 
 A level's folder holds no name, time or machine, so the same networks are the same bytes:
 
-- ``masks.safetensors``: a bit a weight, uint8 [networks, bytes] a layer, packed as numpy.packbits does; its metadata
-  say what the folder holds (`Contents`);
+- ``masks.safetensors``: one bit per weight, uint8 [networks, bytes] per layer, packed as numpy.packbits does; its
+  metadata say what the folder holds (`Contents`);
 - ``weights.safetensors``: float32, ``initial.*`` (what training started from), ``final.*`` and
   ``early_stopping.*``; of dense also ``rewind.*``, where tickets are rewound to a later iteration than 0;
-- ``history.csv``: arm, seed, iteration, train_loss, validation_loss, validation_accuracy, a row a network and
-  evaluation; arms that start at different iterations have different numbers of rows;
+- ``history.csv``: arm, seed, iteration, train_loss, validation_loss, validation_accuracy, one row per network
+  and evaluation; arms that start at different iterations have different numbers of rows;
 - ``twins.safetensors``, where twins are asked for: the ``final.*`` of the second copies, with metadata of their own.
 """
 
@@ -93,7 +93,7 @@ def _history(contents: Contents, trained: Trained) -> pd.DataFrame:
 
 
 def load_contents(folder: Path) -> Contents:
-    """What a level's folder holds."""
+    """Read which networks a level's folder holds."""
     with _opened(folder / "masks.safetensors") as file:
         return _contents(file)
 
@@ -126,7 +126,7 @@ def load_parameters(folder: Path, state: State) -> Stack:
 
 
 def load_rewound(folder: Path) -> Stack:
-    """What tickets start from: the dense networks of that folder at the iteration of ``prune.rewind``."""
+    """The dense networks of that folder at the iteration of ``prune.rewind``, from which tickets start."""
     contents = load_contents(folder)
     with _opened(folder / "weights.safetensors") as file:
         rewound = any(name.startswith("rewind.") for name in file.keys())  # noqa: SIM118

@@ -147,7 +147,7 @@ def _download_with_torchvision(name: str, folder: Path) -> Path:
 
 
 def _in_short(error: Exception) -> str:
-    """What went wrong, from torchvision's report of several lines: its heading, then "Tried <mirror>, got:", <what>."""
+    """The reason of a failure, from torchvision's report: its heading, then lines "Tried <mirror>, got:", <what>."""
     lines = [line.strip(" <>") for line in str(error).splitlines()]
     reasons = [line for line in lines if line and not line.startswith(("Error downloading", "Tried "))]
     return ", ".join(dict.fromkeys(reasons)) or type(error).__name__

@@ -79,7 +79,7 @@ def _no_room(error: OSError) -> str:
 
 
 def _room(params: Params, level: str) -> int:
-    """How many bytes of weights a level's folder holds; masks and histories take a hundredth of that."""
+    """Count the bytes of weights in a level's folder; masks and histories take a hundredth of that."""
     parameters = sum(piece.size for piece in params.layout.pieces)
     states = 3 + params.train.twins + bool(level == "dense" and params.prune.rewind)  # initial, final, early stopping
     return 4 * parameters * states * len(params.rows(level))
@@ -90,7 +90,7 @@ def _megabytes(number: int) -> str:
 
 
 def threads(params: Params) -> int:
-    """How many threads `run.threads` asks for; auto is one a core, or what OMP_NUM_THREADS says."""
+    """The number of threads that `run.threads` asks for; auto is one per core, or what OMP_NUM_THREADS says."""
     import torch  # takes 2 s, which `download` need not spend
 
     return torch.get_num_threads() if params.run.threads == "auto" else params.run.threads

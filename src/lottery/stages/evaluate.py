@@ -75,7 +75,7 @@ def remove_old_levels(p: Params) -> None:
 
 
 def trainings(p: Params, level: str) -> int:
-    """What finding a level's ticket costs: how many networks are trained one after the other, its own the last."""
+    """The cost of a level's ticket: the number of networks trained one after the other, its own the last."""
     return 1 if level != "dense" and p.criterion(level) in BEFORE_TRAINING else len(p.path(level)) + 1
 
 
@@ -151,14 +151,14 @@ def _accuracies(name: str, networks: Mapping[str, Stack], on: Measured) -> dict[
 
 
 def of_every_level(p: Params, table: Callable[[Path], pd.DataFrame | None], columns: Sequence[str]) -> pd.DataFrame:
-    """What ``table`` says of each level's folder, below one another; where it says nothing, a level has no rows."""
+    """The tables of all levels below one another; ``table`` makes a level's from its folder, or None."""
     said = {level: table(MODELS / level) for level in ("dense", *p.order)}
     rows = [found.assign(level=level) for level, found in said.items() if found is not None]
     return pd.concat(rows, ignore_index=True)[[*columns]] if rows else pd.DataFrame(columns=columns)
 
 
 def describe_masks(folder: Path) -> pd.DataFrame:
-    """What a level's masks connect, and how far those of different seeds agree."""
+    """Describe a level's masks: what they connect, and how far those of different seeds agree."""
     contents, masks = load_contents(folder), load_masks(folder)
     return structure.describe({arm: masks.rows(contents.rows.of(arm)) for arm in contents.rows.arms})
 
@@ -176,7 +176,7 @@ def distribute_weights(folder: Path) -> pd.DataFrame | None:
 
 
 def measure_barriers(folder: Path, on_test: Measured, on_train: Measured) -> pd.DataFrame | None:
-    """How far a level's networks are from their twins, where they have any."""
+    """Measure the barriers between a level's networks and their twins; None where it has no twins."""
     twins = load_twins(folder)
     if twins is None:
         return None

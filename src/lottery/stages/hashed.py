@@ -1,4 +1,4 @@
-"""What DVC hashes for a stage is what the stage runs with.
+"""Guards that DVC hashes for a stage what the stage runs with.
 
 An editable install imports the code of one checkout, wherever a stage runs. DVC hashes sources and parameters when a
 stage has ended, so that a change while it runs would be recorded for results that are without it. And a stage whose DVC
@@ -54,7 +54,7 @@ def _short(stage: str) -> str:
 
 
 def _values(names: Iterable[str]) -> dict[str, object]:
-    """What files and keys of params.yaml are now; None for a file or a key that is missing."""
+    """The present values of files and keys of params.yaml; None for a file or a key that is missing."""
     try:
         content = params.parse(Path("params.yaml").read_text(encoding="utf-8"))
     except (LotteryError, OSError, ValueError):  # who loads it says what is wrong with it

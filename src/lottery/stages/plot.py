@@ -41,7 +41,7 @@ def main() -> None:
 
 
 def load_results(p: Params) -> Results:
-    """What the figures show: the reports, and of the levels that these name, the histories and the tickets' masks."""
+    """Load the reports, and of the levels that these name the histories and the tickets' masks."""
     levels = load_report("levels.csv")
     names = levels["level"].unique()
     history = pd.concat([load_history(MODELS / name).assign(level=name) for name in names], ignore_index=True)
@@ -52,7 +52,7 @@ def load_results(p: Params) -> Results:
 
 
 def load_findings(p: Params) -> Findings:
-    """What the report says: the reports, and what they come from."""
+    """Load the reports, and what they come from."""
     tables = {name: load_report(f"{name}.csv") for name in report.TABLES}
     return Findings(
         **tables,
@@ -96,7 +96,7 @@ def _damaged(name: str) -> LotteryError:
 
 
 def load_picture(folder: Path) -> NDArray[np.float64]:
-    """What the first layer of a level's tickets keeps; see `families.Family.picture`."""
+    """The picture of the first layer of a level's tickets; see `families.Family.picture`."""
     rows = load_contents(folder).rows
     ticket = min(rows.arms, key=lambda arm: (arm != "ticket", ARMS[arm].own_mask))
     masks = load_masks(folder).rows(rows.of(ticket))

@@ -1,4 +1,4 @@
-"""What a stage says of how far it is: a bar in a terminal, and elsewhere a line every few seconds."""
+"""The progress of a stage: a bar in a terminal, and elsewhere a line every few seconds."""
 
 import json
 import os
@@ -17,7 +17,7 @@ BAR = "{percentage:3.0f}%|{bar:20}| {desc}"  # tqdm puts a comma before a postfi
 
 
 class Progress:
-    """How far a stage is."""
+    """The progress of a stage."""
 
     def __init__(self, stage: str, expected: Mapping[str, float]) -> None:
         self.stage = stage
@@ -89,7 +89,7 @@ def shown(stage: str) -> Iterator[None]:
 
 
 def _expected() -> Mapping[str, float]:
-    """What `lottery repro` expects, from the file that it names."""
+    """Read the seconds that `lottery repro` expects, from the file that it names."""
     try:
         seconds: Mapping[str, float] = json.loads(Path(os.environ["LOTTERY_OUTLOOK"]).read_text(encoding="utf-8"))
     except (KeyError, OSError, ValueError):

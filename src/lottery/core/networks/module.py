@@ -1,5 +1,6 @@
 """Any torch.nn.Module as a family of networks: by autograd, on the rows of a stack."""
 
+import math
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 
@@ -29,12 +30,10 @@ class Examples:
 class Learner:
     """Gradients of R networks by autograd, one network after the other; see `families.Learner`."""
 
-    def __init__(self, modules: list[nn.Module], networks: Stack, images: Images, scaling: Scaling) -> None:
+    def __init__(self, family: "Module", networks: Stack, images: Images, scaling: Scaling) -> None:
         self.gradients = Stack.zeros(len(networks), networks.layout)
-        self._modules, self._images, self._scaling = modules, images, scaling
-        for row, module in enumerate(modules):
-            for name, parameter in module.named_parameters():
-                parameter.grad = self.gradients[name][row]  # which backward adds to
+        self._modules = family.bound(networks, self.gradients)
+        self._images, self._scaling = images, scaling
 
     def __call__(self, batch: Tensor, log_likelihoods: Tensor) -> None:
         """See `families.Learner`."""
@@ -66,8 +65,8 @@ class Lessons:
         return networks
 
     def learner(self, networks: Stack, batch_size: int) -> Learner:
-        """What gives the gradients of these networks."""
-        return Learner(self._family.bound(networks), networks, self._split.train, self._split.scaling)
+        """A learner of these networks, whose memory it reads whenever it is called."""
+        return Learner(self._family, networks, self._split.train, self._split.scaling)
 
 
 class Module:
@@ -81,14 +80,16 @@ class Module:
         with torch.device("meta"):  # its own parameters are never used
             self._module = build()
 
-    def bound(self, networks: Stack) -> list[nn.Module]:
-        """A module per network, whose parameters are the network's own memory."""
+    def bound(self, networks: Stack, gradients: Stack | None = None) -> list[nn.Module]:
+        """R modules whose parameters are the networks' own memory; backward adds to ``gradients``, where given."""
         modules = []
         for row in range(len(networks)):
             module = deepcopy(self._module)
             for piece in networks.layout.pieces:
                 layer, _, name = piece.name.rpartition(".")
-                setattr(module.get_submodule(layer), name, nn.Parameter(networks[piece.name][row]))
+                parameter = nn.Parameter(networks[piece.name][row])
+                parameter.grad = None if gradients is None else gradients[piece.name][row]
+                setattr(module.get_submodule(layer), name, parameter)
             modules.append(module)
         return modules
 
@@ -108,7 +109,7 @@ class Module:
             )
 
     def gradients(self, networks: Stack, images: Images, scaling: Scaling, chosen: Tensor) -> Stack:
-        learner = Learner(self.bound(networks), networks, images, scaling)
+        learner = Learner(self, networks, images, scaling)
         learner(chosen, torch.empty(*chosen.shape, 1))
         return learner.gradients
 
@@ -116,12 +117,10 @@ class Module:
         weights, gradients = (Stack.zeros(len(networks), networks.layout, torch.float64) for _ in range(2))
         for piece in networks.layout.weights:
             weights[piece.name].copy_(networks[piece.name].double().abs() * masks[piece.name])
-        for row, module in enumerate(self.bound(weights)):
-            with torch.enable_grad():
-                torch.autograd.backward([module(torch.ones(1, networks.layout.inputs, dtype=torch.float64)).sum()])
-            for name, parameter in module.named_parameters():
-                if parameter.grad is not None:
-                    gradients[name][row] = parameter.grad
+        ones = torch.ones(1, networks.layout.inputs, dtype=torch.float64)
+        with torch.enable_grad():
+            for module in self.bound(weights, gradients):
+                torch.autograd.backward([module(ones).sum()])
         return Stack(weights.flat * gradients.flat, networks.layout)
 
     def connections(self, masks: Masks) -> tuple[Tensor, ...]:
@@ -143,8 +142,7 @@ class Module:
         if masks.weights[0].dim() == 3:
             return as_square(masks.weights[0].sum(dim=1).double().mean(dim=0))
         kernels = masks.weights[0][0].sum(dim=1).float()  # [filters, height, width]
-        columns = next(columns for columns in range(int(len(kernels) ** 0.5), 0, -1) if len(kernels) % columns == 0)
-        columns = len(kernels) // columns
+        rows = next(rows for rows in range(math.isqrt(len(kernels)), 0, -1) if len(kernels) % rows == 0)
         framed = nn.functional.pad(kernels, (0, 1, 0, 1), value=torch.nan)
-        rows = [torch.cat(list(row), dim=1) for row in torch.split(framed, columns)]
-        return torch.cat(rows)[:-1, :-1]
+        side_by_side = [torch.cat(list(row), dim=1) for row in torch.split(framed, len(kernels) // rows)]
+        return torch.cat(side_by_side)[:-1, :-1]

@@ -157,7 +157,7 @@ def by_use(images: Images) -> Tensor:
 
 
 def ends(images: Images) -> Tensor:
-    """How many of its first pixels each image needs, those after them being blank, int64 [N]."""
+    """Count the first pixels that each image needs, int64 [N]; those after them are blank."""
     used = images.pixels.numpy() != 0
     blank_at_the_end = used[:, ::-1].argmax(axis=1)
     return torch.from_numpy(np.where(used.any(axis=1), used.shape[1] - blank_at_the_end, 0))
@@ -243,7 +243,7 @@ class Lessons:
         return rearranged_networks(networks, self._order.argsort())
 
     def learner(self, networks: Stack, batch_size: int) -> Learner:
-        """What trains these networks in place."""
+        """A learner of these networks, whose memory it reads whenever it is called."""
         return Learner(networks, self._train, self._last, self._scaling, batch_size)
 
 
