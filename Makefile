@@ -15,7 +15,7 @@ test: lint  ## linter, type checker and tests
 
 test-all:  ## the tests that `make test` has no room for
 	@scripts/environment dev
-	pytest -m slow
+	pytest -m slow -n 2 --dist worksteal
 
 lint:  ## linter and type checker alone
 	@scripts/environment dev

@@ -366,10 +366,7 @@ def test_the_runs_of_a_killed_process_are_marked_killed(clone: Clone) -> None:
     clone.change(train=SMALL["train"] | {"epochs": 100_000})
     running = stage(clone, "train", "train")
     _wait_for_a_run(clone, "attributes.status = 'RUNNING' and params.arm = 'dense'")
-    # live, while it trains: the networks' own histories and their means
-    _wait_for_a_run(
-        clone, "attributes.status = 'RUNNING' and metrics.`curves/validation_loss` > 0 and params.seed = '1'"
-    )
+    # live, while it trains: the means of the networks' histories
     _wait_for_a_run(clone, "attributes.status = 'RUNNING' and metrics.`curves/validation_loss.dense` > 0")
     assert sync(clone) == [f"runs: {RUNS} already complete"]  # it is alive
     assert runs(store(clone), "attributes.status = 'RUNNING'")
