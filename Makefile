@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help repro test test-all lint ui server summary clean clean-all
+.PHONY: help repro test test-all test-faults lint ui server summary clean clean-all
 
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
@@ -16,6 +16,10 @@ test: lint  ## linter, type checker and tests
 test-all:  ## the tests that `make test` has no room for
 	@scripts/environment dev
 	pytest -m slow -n 2 --dist worksteal
+
+test-faults:  ## 50 pipelines killed at random moments, about an hour
+	@scripts/environment dev
+	LOTTERY_KILLS=50 pytest tests/faults -rP
 
 lint:  ## linter and type checker alone
 	@scripts/environment dev

@@ -346,10 +346,12 @@ THREADS = "is not auto or a whole number from 1 to 1024"
         ("threads: auto", "threads: 0", f"run.threads: 0 {THREADS}"),
         ("threads: auto", "threads: all", f'run.threads: "all" {THREADS}'),
         ("threads: auto", "threads: &x [*x]", f"run.threads: a list {THREADS}"),
+        ("every: 20 ", "every: -1", "run.checkpoint_every: -1 is not a number of seconds from 0 to 86400"),
+        ("every: 20 ", "every: often", 'run.checkpoint_every: "often" is not a number of seconds from 0 to 86400'),
         # sections
         ("run:  ", "rum:  ", 'rum: unknown key (did you mean "run"?)'),
-        ("  threads: auto", "", "run: null is not a mapping; the keys here are threads"),
-        ("  threads: auto", "  threads: auto\n5: 6", "[5]: unknown key; the keys here are "),
+        ("  threads: auto\n  checkpoint_every: 20 ", "", "run: null is not a mapping; the keys here are threads, "),
+        ("run:  ", "5: 6\nrun:  ", "[5]: unknown key; the keys here are "),
     ],
 )
 def test_a_mistake_is_told_with_its_key_and_value(old: str, new: str, line: str) -> None:
@@ -912,6 +914,13 @@ def test_a_file_with_slips_of_the_pen_is_told_in_lines_or_read_as_dvc_reads_it(s
 # What would take for ever, or fail in a later stage
 
 
+def _two_seconds() -> float:
+    """Two seconds of a machine that adds two million squares in a tenth; more on one that is slower at the moment."""
+    begin = process_time()
+    sum(i * i for i in range(2_000_000))
+    return max(2.0, 20 * (process_time() - begin))
+
+
 def chain(names: list[str]) -> str:
     """Levels of which each is the next one's parent."""
     lines = (
@@ -985,7 +994,7 @@ def test_a_hostile_file_is_one_short_line_within_2_seconds(old: str, new: str, l
     text = default_with((old, new))
     begin = process_time()
     (mistake,) = mistakes(text)
-    assert process_time() - begin < 2
+    assert process_time() - begin < _two_seconds()
     here = DEFAULT.count("\n", 0, DEFAULT.index(old)) + 1
     assert mistake.startswith(f"params.yaml: {line.replace('HERE', str(here))}")
     assert len(mistake) <= 300
@@ -1002,7 +1011,7 @@ def test_more_evaluations_than_memory_holds_are_refused() -> None:
 def test_of_many_mistakes_ten_are_told() -> None:
     begin = process_time()
     lines = mistakes(default_with((CHAIN, "".join(f"  p{n}: {{sparsity: 0.5, parent: q{n}}}\n" for n in range(2000)))))
-    assert process_time() - begin < 2
+    assert process_time() - begin < _two_seconds()
     assert len(lines) == 11
     assert lines[9].startswith('params.yaml: levels.p9.parent: no level is called "q9"')
     assert lines[10] == "params.yaml: and 1990 more; mend these first"
@@ -1017,4 +1026,4 @@ def test_a_chain_of_3000_levels_is_accepted_within_2_seconds(step: int) -> None:
     params = load_text(text)
     assert params.order == tuple(names)
     assert len(params.path("p2999")) == 3000
-    assert process_time() - begin < 2
+    assert process_time() - begin < _two_seconds()

@@ -341,6 +341,7 @@ class Run(Section):
     threads: Annotated[
         Literal["auto"] | Annotated[int, Field(ge=1, le=1024)], Is("auto or a whole number from 1 to 1024")
     ]
+    checkpoint_every: Annotated[float, Field(ge=0, le=86_400), Is("a number of seconds from 0 to 86400")] = 20.0
 
 
 class Params(Section, plan.Plan):

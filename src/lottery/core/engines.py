@@ -18,18 +18,22 @@ if TYPE_CHECKING:
 def run(groups: Sequence[Group], threads: int, advanced: Callable[[Group], None]) -> None:
     """Advance all groups to their ends in up to ``threads`` processes; call ``advanced`` here after each evaluation.
 
-    The groups' states must be `shared`: a process changes its group's state where this one reads it. Each group queues
-    up again after an evaluation, which keeps all processes busy to the end. Raises DivergedError.
+    The groups' states must be `shared`: a process changes its group's state where this one reads it, and none changes
+    it while ``advanced`` is called. Each group queues up again after an evaluation, which keeps all processes busy to
+    the end. Raises DivergedError.
     """
-    with Workers(min(threads, len(groups)), groups) as workers:
-        running = {workers.submit(_advance, place) for place in range(len(groups))}
+    waiting = [place for place, group in enumerate(groups) if not group.finished]
+    if not waiting:
+        return
+    with Workers(min(threads, len(waiting)), groups) as workers:
+        running = {workers.submit(_advance, place) for place in waiting}
         while running:
             done, running = wait(running, return_when=FIRST_COMPLETED)
             for future in done:
                 place = future.result()
+                advanced(groups[place])
                 if not groups[place].finished:
                     running.add(workers.submit(_advance, place))
-                advanced(groups[place])
 
 
 def _advance(groups: Sequence[Group], place: int) -> int:

@@ -190,6 +190,26 @@ class State:
         }
         return cls(**values)
 
+    def rows(self, rows: slice) -> "State":
+        """A copy of the state of these networks."""
+        several = {name: tensor[_of_networks(name, rows)].clone() for name, tensor in self.tensors().items()}
+        return self.of(several, self.parameters.layout)
+
+    @classmethod
+    def joined(cls, states: Sequence["State"]) -> "State":
+        """One state of all networks of several states that are equally far."""
+        each = [state.tensors() for state in states]
+        axes = {name: AXES.get(name, 0) for name in each[0] if name != "evaluated"}
+        together = {name: torch.cat([tensors[name] for tensors in each], dim=axis) for name, axis in axes.items()}
+        return cls.of(together | {"evaluated": each[0]["evaluated"].clone()}, states[0].parameters.layout)
+
+
+AXES = {"moments": 1, "history": 1}  # of the networks in a tensor of a state, where it is not 0
+
+
+def _of_networks(name: str, rows: slice) -> tuple[slice, ...]:
+    return (slice(None),) if name == "evaluated" else (slice(None),) * AXES.get(name, 0) + (rows,)
+
 
 class Group:
     """A slice of the stack that trains on one thread: a task, and how far its networks are.
@@ -328,16 +348,19 @@ def train(
     *,
     threads: int = 1,
     group: int | None = None,
+    saved: Callable[[int], State | None] = lambda row: None,
     advanced: Callable[[Group], None] = lambda group: None,
 ) -> Trained:
     """Train R networks from ``start`` on the split's training images.
 
     ``start`` has its pruned weights at 0 and ``masks`` keeps them there (None where nothing is pruned); ``seeds`` has
     one seed per network, and ``path`` is the level's path of sparsities from dense: the two fix the batch orders.
-    ``recipe`` is one for all networks, or one each; only neighbours with the same recipe train in one group.
-    ``threads``, ``group`` (networks trained together on a thread) and ``advanced`` (called in this process and thread
-    after each evaluation of a group) change nothing in the result, to the bit: every operator runs on one thread and
-    every matrix product is one network's.
+    ``recipe`` is one for all networks, or one each; only neighbours with the same recipe that are equally far train in
+    one group.
+    ``threads``, ``group`` (networks trained together on a thread), ``saved`` (the state from which a row's network goes
+    on, None for its start) and ``advanced`` (called in this process and thread after each evaluation of a group, before
+    the group goes on) change nothing in the result, to the bit: every operator runs on one thread and every matrix
+    product is one network's.
 
     Raises DivergedError where a validation loss is not finite.
     """
@@ -345,11 +368,14 @@ def train(
     recipes = [recipe] * len(start) if isinstance(recipe, Recipe) else recipe
     lessons = family(start.layout).lessons(split)
     start, masks = lessons.arranged(start), masks and lessons.arranged(masks)
+    earlier = [saved(row) for row in range(len(start))]
     groups = []
-    for rows in _slices(recipes, size):
+    kinds = [(recipe, state and int(state.evaluated)) for recipe, state in zip(recipes, earlier, strict=True)]
+    for rows in _slices(kinds, size):
         task = Task(start.layout, tuple(seeds[rows]), tuple(path), recipes[rows.start])
-        state = engines.shared(State.begin(task, start.rows(rows)))
-        groups.append(Group(rows.start, task, masks and masks.rows(rows), lessons, state))
+        states = [state for state in earlier[rows] if state]
+        state = State.joined(states) if states else State.begin(task, start.rows(rows))
+        groups.append(Group(rows.start, task, masks and masks.rows(rows), lessons, engines.shared(state)))
     engines.run(groups, threads, advanced)
     states = [group.state for group in groups]
     rewound = [group.state.rewound for group in groups if group.task.recipe.rewind]
@@ -365,10 +391,10 @@ def train(
     )
 
 
-def _slices(recipes: Sequence[Recipe], size: int) -> Iterator[slice]:
-    """The rows of each group: at most ``size`` neighbours with the same recipe."""
+def _slices(kinds: Sequence[object], size: int) -> Iterator[slice]:
+    """The rows of each group: at most ``size`` neighbours of the same kind."""
     first = 0
-    for row in range(1, len(recipes) + 1):
-        if row == len(recipes) or row - first == size or recipes[row] != recipes[first]:
+    for row in range(1, len(kinds) + 1):
+        if row == len(kinds) or row - first == size or kinds[row] != kinds[first]:
             yield slice(first, row)
             first = row

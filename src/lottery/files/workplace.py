@@ -7,6 +7,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
+from lottery import LotteryError
+
+PATIENCE = 20  # seconds that a process whose DVC was killed has to end
+
 
 def root() -> Path:
     """The repository's root: DVC_ROOT in a stage, else the nearest folder upwards that DVC or git manages."""
@@ -46,3 +52,32 @@ def replacing(target: Path) -> Iterator[Path]:
         if target.is_dir():
             target.rename(folder / "before")  # a folder cannot be replaced; it goes with the scratch folder
         path.rename(target)
+
+
+@contextmanager
+def durable(target: Path) -> Iterator[Path]:
+    """A path to write a file at, which is on the disk before it takes the target's place."""
+    path = target.with_name(f".{target.name}.new")
+    yield path
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+    path.replace(target)
+
+
+@contextmanager
+def locked(lock: Path, name: str, does: str, patience: float | None = None) -> Iterator[None]:
+    """Hold a lock. Raises LotteryError where another process has it, by the ``name`` of what that ``does``."""
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    held, holder = FileLock(lock), lock.with_suffix(".pid")
+    try:
+        held.acquire(timeout=PATIENCE if patience is None else patience)
+    except Timeout:
+        pid = holder.read_text() if holder.exists() else "?"
+        raise LotteryError(
+            f"{name}: process {pid} {does} already; wait for its end or end it, then `dvc repro`"
+        ) from None
+    holder.write_text(str(os.getpid()))
+    try:
+        yield
+    finally:
+        held.release()

@@ -3,7 +3,6 @@
 import gc
 import os
 import shutil
-import signal
 import sys
 from collections.abc import Callable
 from concurrent.futures import BrokenExecutor
@@ -14,12 +13,14 @@ from typing import NoReturn
 from lottery import LotteryError
 from lottery.files.workplace import FULL, root
 from lottery.params import Params, load
-from lottery.stages import hashed, progress
+from lottery.stages import hashed, progress, signals
 
 # importing torch and MLflow makes a million objects that stay, and the collector would look through them every 700 more
 gc.set_threshold(100_000)
 
 STAGE = os.environ.get("DVC_STAGE", "")  # empty where a person starts a stage without DVC
+if STAGE:
+    signals.exit_at_once()
 # at once: importing a stage's own modules takes seconds
 BEGAN_WITH = hashed.inputs(STAGE) if STAGE and Path("dvc.yaml").exists() else {}
 OTHER_ROOM = 70_000_000  # bytes that `download` writes for MNIST, its sources too; `evaluate` and `plot` need less
@@ -31,12 +32,15 @@ STARTER = hashed.starter() if STAGE else None
 
 
 def run(stage: Callable[[], None]) -> NoReturn:
-    """Run a stage to its exit code: 0, or 2 after the one line that a LotteryError carries.
-
-    SIGTERM ends a stage as ctrl-C does, so that its MLflow run is marked KILLED.
-    """
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    """Run a stage to its exit code: 0, or 2 after the one line that a LotteryError carries."""
+    signals.interrupt()
     gc.freeze()  # what the imports left stays to the end, and no collection need look at it again
+    code = _code(stage)
+    gc.freeze()  # else Python spends over a second at exit on looking through all that torch and MLflow made
+    sys.exit(code)
+
+
+def _code(stage: Callable[[], None]) -> int:
     try:
         hashed.check_code()
         if STARTER:
@@ -47,17 +51,16 @@ def run(stage: Callable[[], None]) -> NoReturn:
         if BEGAN_WITH:
             hashed.check_unchanged(STAGE, BEGAN_WITH)
     except LotteryError as error:
-        sys.exit(_complain(str(error), 2))
+        return _complain(str(error), 2)
     except OSError as error:
         if error.errno not in FULL:
             raise
-        sys.exit(_complain(_no_room(error), 2))
+        return _complain(_no_room(error), 2)
     except BrokenExecutor:
-        sys.exit(_complain(ENDED, 2))
-    except KeyboardInterrupt:
-        sys.exit(_complain("interrupted; `dvc repro` starts this stage anew", 130))
-    gc.freeze()  # else Python spends over a second at exit on looking through all that torch and MLflow made
-    sys.exit(0)
+        return _complain(ENDED, 2)
+    except KeyboardInterrupt as interruption:
+        return _complain(f"interrupted; {interruption or '`dvc repro` starts this stage anew'}", 130)
+    return 0
 
 
 def _complain(line: str, code: int) -> int:

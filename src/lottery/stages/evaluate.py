@@ -20,6 +20,7 @@ from lottery.evaluation import tables as reports
 from lottery.evaluation.connectivity import Measured
 from lottery.evaluation.statistics import early_stopping, reached, summarize
 from lottery.files.artifacts import load_contents, load_history, load_masks, load_parameters, load_twins
+from lottery.files.checkpoints import remove_trained
 from lottery.files.data import load_split, load_test
 from lottery.files.workplace import replacing
 from lottery.params import Params
@@ -35,6 +36,7 @@ def main() -> None:
     """Leave the reports on the current levels; folders of levels that are no more go first."""
     p = params.load()
     remove_old_levels(p)
+    remove_trained()
     with tracking.stage(p, "evaluate") as tracked:
         tracked.connect()
         for name in ("dense", *p.order):

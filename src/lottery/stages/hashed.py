@@ -16,17 +16,17 @@ from typing import Any
 
 import psutil
 import yaml
-from filelock import FileLock, Timeout
 
 import lottery
 from lottery import LotteryError, params
 from lottery.files.digests import digest, digest_of_files
+from lottery.files.workplace import locked
+from lottery.stages.signals import AGAIN
 
 PARAMS = "params.yaml: "  # before a key, in the name of an input
 # one may stand between DVC and a stage
 SHELLS = ["sh", "ash", "bash", "dash", "zsh", "ksh", "mksh", "fish", "csh", "tcsh", "elvish", "nu", "xonsh"]
 LOCKS = Path(".lottery/locks")  # of the working folder: a DVC experiment in a copy has its own
-PATIENCE = 20  # seconds that a stage whose DVC was killed has to end
 
 
 def check_code() -> None:
@@ -95,21 +95,9 @@ def check_unchanged(stage: str, before: dict[str, object]) -> None:
 @contextmanager
 def sole(stage: str) -> Iterator[None]:
     """Hold the lock of a stage's outputs in this working folder. Raises LotteryError where another process has it."""
-    LOCKS.mkdir(parents=True, exist_ok=True)
     name = _short(stage)
-    lock, holder = FileLock(LOCKS / f"{name}.lock"), LOCKS / f"{name}.pid"
-    try:
-        lock.acquire(timeout=PATIENCE)
-    except Timeout:
-        pid = holder.read_text() if holder.exists() else "?"
-        raise LotteryError(
-            f"{name}: process {pid} runs it in this folder already; wait for its end or end it, then `dvc repro`"
-        ) from None
-    holder.write_text(str(os.getpid()))
-    try:
+    with locked(LOCKS / f"{name}.lock", name, "runs it in this folder"):
         yield
-    finally:
-        lock.release()
 
 
 def starter() -> psutil.Process | None:
@@ -133,6 +121,8 @@ def end_with(process: psutil.Process) -> None:
                 and process.status() != psutil.STATUS_ZOMBIE
             ):
                 time.sleep(0.5)
-        os.kill(os.getpid(), signal.SIGTERM)
+        while True:  # the exception may be raised where Python swallows it
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(2 * AGAIN)
 
     threading.Thread(target=watch, name="starter", daemon=True).start()

@@ -1,16 +1,19 @@
 """Training as params.yaml says it: what the stages `train` and `prune` share."""
 
 from collections.abc import Callable, Sequence
+from datetime import datetime
 
 from lottery import LotteryError
 from lottery.core.experiment import Train
 from lottery.core.images import Split
 from lottery.core.schedules import Constant, Cosine, Schedule, Step, WarmUp
 from lottery.core.stack import Masks, Stack
-from lottery.core.training import DivergedError, Group, Recipe, Trained, train
+from lottery.core.training import DivergedError, Group, Recipe, Task, Trained, train
+from lottery.files import checkpoints
+from lottery.files.checkpoints import Checkpoints
 from lottery.files.data import load_split
 from lottery.params import Params
-from lottery.stages import threads
+from lottery.stages import BEGAN_WITH, STAGE, threads
 from lottery.stages.progress import report
 
 
@@ -35,27 +38,62 @@ def schedule(params: Params) -> Schedule:
 
 
 def trainer(params: Params, level: str, images: Split, watch: Callable[[Group], None]) -> Train:
-    """`training.train` on these images and the pipeline's threads; ``watch`` is told of every evaluation."""
+    """`training.train` on these images and the pipeline's threads, from where an earlier run was interrupted.
+
+    ``watch`` is told of every evaluation.
+    """
 
     def run(
         start: Stack, masks: Masks, seeds: Sequence[int], path: Sequence[float], recipes: Sequence[Recipe]
     ) -> Trained:
-        last = recipes[0].iterations
-        done = [recipe.start for recipe in recipes]
+        tasks = [Task(start.layout, (seed,), tuple(path), recipe) for seed, recipe in zip(seeds, recipes, strict=True)]
+        if not BEGAN_WITH:  # a person started the stage without DVC, and nobody knows which sources run
+            return go_on(start, masks, tasks, None)
+        key = checkpoints.key(BEGAN_WITH, images, start, masks, tasks)
+        with checkpoints.opened(key, params.run.checkpoint_every, STAGE, BEGAN_WITH) as saved:
+            return go_on(start, masks, tasks, saved)
+
+    def go_on(start: Stack, masks: Masks, tasks: Sequence[Task], saved: Checkpoints | None) -> Trained:
+        earlier = [saved.load(row, task) if saved else None for row, task in enumerate(tasks)]
+        last = tasks[0].recipe.iterations
+        done = [
+            task.recipe.evaluations[int(state.evaluated) - 1] if state else task.recipe.start
+            for task, state in zip(tasks, earlier, strict=True)
+        ]
         first, total = sum(done), len(done) * last - sum(done)
+        if saved and any(earlier):
+            print(
+                f"{STAGE}: goes on from iteration {min(done):,} of {last:,}, saved {_clock(saved.saved_at())}",
+                flush=True,
+            )
 
         def advanced(group: Group) -> None:
+            if saved:
+                saved.keep(group)
             watch(group)
             done[group.rows] = [group.iteration] * len(group.task.seeds)
             report(sum(done) - first, total, f"iteration {min(done):,} of {last:,}")
 
+        seeds, recipes = [task.seeds[0] for task in tasks], [task.recipe for task in tasks]
         try:
-            return train(start, masks, seeds, path, images, recipes, threads=threads(params), advanced=advanced)
+            return train(
+                start, masks, seeds, tasks[0].path, images, recipes,
+                threads=threads(params), saved=earlier.__getitem__, advanced=advanced,
+            )  # fmt: skip
         except DivergedError as error:
             raise LotteryError(
                 f"params.yaml: train.learning_rate: training diverged at {params.train.learning_rate}: the "
                 f"validation loss of {level}, seed {seeds[error.row]}, is not finite at iteration "
                 f"{error.iteration}; lower it"
             ) from error
+        except KeyboardInterrupt:
+            if saved:
+                raise KeyboardInterrupt(f"`dvc repro` goes on from iteration {min(done):,}") from None
+            raise
 
     return run
+
+
+def _clock(when: datetime) -> str:
+    """A time as people say it: the hour, and the day where that is another."""
+    return f"{when:%H:%M}" if when.date() == datetime.now().date() else f"{when:%Y-%m-%d %H:%M}"

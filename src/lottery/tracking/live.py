@@ -5,6 +5,7 @@ stage's end it has as long as it makes progress. After MLflow's first failure th
 untracked: `lottery sync` completes the store later.
 """
 
+import math
 import os
 import queue
 import re
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from lottery.tracking.store import Store
 
 MEANS_EVERY = 4.0  # seconds between live points of the arms' means; a network's curves are logged when it ends
+TO_KILL = 1.0  # seconds that a stage which was told to end waits for its runs to be marked KILLED; a sync does it too
 NO_ANSWER = 6.0  # seconds that a call may take on a server; HTTP requests give up after 2 by themselves
 NO_ANSWER_SQLITE = 120.0  # creating the store takes some, and others may write
 
@@ -73,7 +75,6 @@ class StageRun:
     def watch(self, group: "Group") -> None:
         """Take note of a group's evaluations; `training.train` calls it after it has forked."""
         self.connect()
-        # a worker may be at the group again already: what it has evaluated is read once
         evaluated = int(group.state.evaluated)
         for place in range(self._watched_to.get(group.first, 0), evaluated):
             values: list[list[float]] = group.state.history[:, :, place].T.tolist()
@@ -124,8 +125,8 @@ class StageRun:
             self._post(lambda: self._end(status))
         self.connect()
         self._jobs.put(None)
-        thread = self._thread
-        self._wait(lambda: thread is None or not thread.is_alive())
+        thread, deadline = self._thread, time.monotonic() + (TO_KILL if status == "KILLED" else math.inf)
+        self._wait(lambda: thread is None or not thread.is_alive() or time.monotonic() > deadline)
 
     # --- the thread ---
 

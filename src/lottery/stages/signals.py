@@ -1,0 +1,40 @@
+"""The signals that end a stage: Ctrl-C, SIGTERM, and SIGHUP, which a closed terminal sends."""
+
+import os
+import signal
+import time
+from types import FrameType
+from typing import Any
+
+SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+AGAIN = 3.0  # seconds within which a second signal is the first one's echo, and does not disturb the saving
+
+_last = -AGAIN
+
+
+def exit_at_once() -> None:
+    """End the process at a signal with one line: it is still importing, and nothing is lost."""
+
+    def end(number: int, frame: FrameType | None) -> Any:
+        os.write(2, b"interrupted; `dvc repro` starts this stage anew\n")
+        os._exit(130)
+
+    _at_each(end)
+
+
+def interrupt() -> None:
+    """Raise KeyboardInterrupt at a signal."""
+
+    def raise_once(number: int, frame: FrameType | None) -> Any:
+        global _last
+        if time.monotonic() - _last > AGAIN:
+            _last = time.monotonic()
+            raise KeyboardInterrupt
+
+    _at_each(raise_once)
+
+
+def _at_each(handler: Any) -> None:
+    for each in SIGNALS:
+        if signal.getsignal(each) != signal.SIG_IGN:  # nohup and shells in the background ask to ignore some
+            signal.signal(each, handler)

@@ -1,0 +1,138 @@
+"""A pipeline that is killed with SIGKILL, and run again, leaves the bytes of an undisturbed one and loses little.
+
+Each test kills one process, or all, of a real `dvc repro` at a random moment of a random stage: 4 in `make test`, 10
+more in `make test-all`, 50 in `make test-faults`, which prints how it went.
+"""
+
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+import yaml
+from clones import SMALL, Clone
+from stores import PATIENCE, picture, runs, store, sync
+
+LEVELS = {"p50": {"sparsity": 0.5, "parent": "dense"}, "p75": {"sparsity": 0.75, "parent": "p50"}}
+OUTPUTS = {
+    "download": "data/digits.safetensors",
+    "train": "models/dense",
+    "prune@p50": "models/p50",
+    "prune@p75": "models/p75",
+    "evaluate": "reports/tables",
+    "plot": "reports/figures",
+}
+VICTIMS = ("dvc", "stage", "worker", "group")
+REPRO = ("dvc", "repro", "--no-run-cache")  # else DVC would restore what an earlier test made
+TRIALS = int(os.environ.get("LOTTERY_KILLS", 14))
+
+
+@dataclass(frozen=True)
+class Undisturbed:
+    """A clone whose pipeline ran undisturbed."""
+
+    clone: Clone
+    seconds: dict[str, float]  # that each stage took, DVC's own included
+
+    def copy_before(self, stage: str, folder: Path) -> Clone:
+        """A copy of the clone as it was before a stage."""
+        shutil.copytree(self.clone.folder, folder, symlinks=True)
+        later = list(OUTPUTS)[list(OUTPUTS).index(stage) :]
+        lock = yaml.safe_load((folder / "dvc.lock").read_text())
+        lock["stages"] = {name: entry for name, entry in lock["stages"].items() if name not in later}
+        (folder / "dvc.lock").write_text(yaml.safe_dump(lock, sort_keys=False))
+        for name in later:
+            path = folder / OUTPUTS[name]
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        return Clone(folder)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(origin: Path, tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
+    clone = Clone(tmp_path_factory.mktemp("undisturbed") / "clone", origin)
+    iterations = {key: value for key, value in SMALL["train"].items() if key != "epochs"} | {"iterations": 4000}
+    run = {"threads": 2, "checkpoint_every": 1}
+    clone.change(levels=LEVELS, train=iterations | {"evaluate_every": 100}, run=run)
+    seconds = {}
+    for stage in OUTPUTS:
+        began = time.monotonic()
+        clone.run(*REPRO, "--single-item", stage)
+        seconds[stage] = time.monotonic() - began
+    sync(clone)
+    return Undisturbed(clone, seconds)
+
+
+def _find(repro: psutil.Process, victim: str) -> psutil.Process | None:
+    """The process of `dvc repro` to kill, if it runs at this moment."""
+    children = repro.children(recursive=True)
+    stages = [each for each in children if any("lottery.stages" in word for word in each.cmdline())]
+    stage = next((each for each in stages if each.name() not in ("sh", "env")), None)
+    if victim == "worker":
+        return next(iter(stage.children()), None) if stage else None
+    return stage if victim == "stage" else repro
+
+
+def _kill(repro: "subprocess.Popen[bytes]", victim: str) -> str:
+    """Kill one of the processes, or `dvc` where that does not run at the moment; return which."""
+    if victim == "group":
+        os.killpg(repro.pid, signal.SIGKILL)
+        return victim
+    try:
+        process = _find(psutil.Process(repro.pid), victim)
+        if process:
+            process.kill()
+            return victim
+    except psutil.Error:
+        pass
+    repro.kill()
+    return "dvc"
+
+
+def _content(clone: Clone) -> dict[str, bytes]:
+    outputs = {
+        f"{folder}/{name}": data
+        for folder in ("data", "models", "reports")
+        for name, data in clone.files(folder).items()
+    }
+    return outputs | {"dvc.lock": (clone.folder / "dvc.lock").read_bytes()}
+
+
+def _is_torn(lock: Path) -> bool:
+    """Whether DVC was killed as it wrote dvc.lock."""
+    try:
+        return not isinstance(yaml.safe_load(lock.read_text())["stages"], dict)
+    except (yaml.YAMLError, TypeError, KeyError):
+        return True
+
+
+@pytest.mark.parametrize("number", [pytest.param(i, marks=[pytest.mark.slow] if i >= 4 else []) for i in range(TRIALS)])
+def test_what_is_killed_goes_on_to_the_same_bytes(undisturbed: Undisturbed, tmp_path: Path, number: int) -> None:
+    draw = random.Random(number)
+    stage, victim = list(OUTPUTS)[1:][number % 5], VICTIMS[number % 4]
+    clone = undisturbed.copy_before(stage, tmp_path / "clone")
+    with (tmp_path / "first").open("wb") as output:
+        repro = subprocess.Popen(
+            REPRO, cwd=clone.folder, env=clone.environment, stdout=output, stderr=output, start_new_session=True
+        )
+        time.sleep(draw.uniform(0.5, undisturbed.seconds[stage] + 0.5))
+        victim = _kill(repro, victim)
+        repro.wait(PATIENCE)
+    first = (tmp_path / "first").read_text()
+    torn = _is_torn(clone.folder / "dvc.lock")
+    if torn:
+        shutil.copy(undisturbed.clone.folder / "dvc.lock", clone.folder / "dvc.lock")  # as `git checkout` restores it
+    second = clone.run(*REPRO)
+    went_on = re.findall(r"(\S+: goes on from iteration \S+ of \S+), saved", second)
+    print(f"kill {number}: {victim} in {stage}{', dvc.lock torn' if torn else ''}; {'; '.join(went_on) or 'anew'}")
+    assert "Traceback" not in first + second
+    assert _content(clone) == _content(undisturbed.clone)
+    sync(clone)
+    assert not runs(store(clone), "attributes.status = 'RUNNING'")
+    assert picture(store(clone)) == picture(store(undisturbed.clone))
