@@ -206,7 +206,7 @@ DAMAGE: Mapping[str, Callable[[bytes, int], bytes]] = {
     "zeros": lambda content, place: _altered(content, place, bytes(len(content[place : place + 64]))),
     "a truncated file": lambda content, place: content[:place],
     "appended bytes": lambda content, place: content + content[: place + 1],
-    "another format": lambda content, place: content.replace(b'"sums"', b'"sum5"'),
+    "another format": lambda content, place: content.replace(b"seal", b"sea1"),
 }
 
 
@@ -229,7 +229,8 @@ def test_a_damaged_checkpoint_is_a_line_and_never_a_state(
     assume(path.read_bytes() != content)  # zeros in the place of zeros
     assert saved.load(1, task) is None
     path.write_bytes(content)
-    assert capsys.readouterr().err == f"{path}: damaged, or of another format: its network trains from its start\n"
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.fullmatch(rf"{path}: [^;]*(altered|no checksum)[^;]*; its network trains from its start", line)
 
 
 def test_a_damaged_checkpoint_costs_no_bit(

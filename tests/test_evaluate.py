@@ -43,7 +43,7 @@ def _save(folder: Path, path: tuple[float, ...], arms: tuple[str, ...]) -> Level
         mask.copy_(weight > 0 if path else weight.bool())
     histories = (History([0], *(torch.zeros(1).double() for _ in range(3))),) * len(rows)
     level = Level(path, rows, start.masked(masks), masks, Trained(end.masked(masks), end, histories))
-    save_level(level, folder)
+    save_level(level, folder, {})
     return level
 
 

@@ -227,8 +227,8 @@ def test_small_dense_trains_as_a_network_of_its_own_size(pipeline: Pipeline, dig
 def test_the_whole_experiment_is_the_same_bytes_twice(pipeline: Pipeline, digits: Digits, workspace: Path) -> None:
     again = _pipeline(digits[0], threads=1)
     for name, level in pipeline._asdict().items():
-        save_level(level, workspace / "one" / name)
-        save_level(getattr(again, name), workspace / "other" / f"renamed-{name}")
+        save_level(level, workspace / "one" / name, {})
+        save_level(getattr(again, name), workspace / "other" / f"renamed-{name}", {})
         one, other = workspace / "one" / name, workspace / "other" / f"renamed-{name}"
         assert digest(one) == digest(other)
         assert {file.name: file.read_bytes() for file in one.iterdir()} == {
@@ -250,7 +250,7 @@ def test_a_level_is_the_same_from_its_parents_files_as_from_memory(
     pipeline: Pipeline, digits: Digits, workspace: Path
 ) -> None:
     for name in ("dense", "p50"):
-        save_level(getattr(pipeline, name), workspace / name)
+        save_level(getattr(pipeline, name), workspace / name, {})
     held = load_contents(workspace / "p50")
     tickets = held.rows.of("ticket")
     path = (*held.path, 0.8)
@@ -269,7 +269,7 @@ def test_training_to_exactly_the_early_stopping_iteration_gives_the_early_stoppi
 ) -> None:
     recipe = Recipe(iterations=130, batch_size=50, learning_rate=0.02, evaluate_every=20)  # overfits soon
     level = experiment.dense(LAYOUT, "glorot-normal", SEEDS, recipe, _trainer(digits[0]))
-    save_level(level, workspace / "dense")
+    save_level(level, workspace / "dense", {})
     stops = early_stopping(load_history(workspace / "dense"))
     stopped = load_parameters(workspace / "dense", "early_stopping")
     assert not stops["censored"].all()

@@ -589,7 +589,7 @@ def test_connections_are_those_of_the_tickets_mask(arms: tuple[str, ...], worksp
     masks.weights[0].copy_(kept)
     histories = (History([0], *(torch.zeros(1).double() for _ in range(3))),) * 4
     trained = Trained(weights, weights, histories)
-    save_level(Level((0.5,), Rows(arms, (0, 1)), weights, masks, trained), Path("models/p50"))
+    save_level(Level((0.5,), Rows(arms, (0, 1)), weights, masks, trained), Path("models/p50"), {})
     expected = (kept[2].sum(dim=1) + kept[3].sum(dim=1)) / 2
     assert plot.load_picture(Path("models/p50")).flatten().tolist() == expected.tolist()
 

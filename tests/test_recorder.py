@@ -65,7 +65,7 @@ def output(workspace: Path) -> Output:
         mask.copy_(each > 0)
     curves = (torch.tensor([float("nan"), 0.5]).double(), *(torch.tensor([0.9, 0.5]).double() for _ in range(2)))
     trained = Trained(weights.masked(masks), weights.masked(masks), (History([0, 20], *curves),) * len(rows))
-    save_level(Level((0.5,), rows, weights.masked(masks), masks, trained), Path("models/p50"))
+    save_level(Level((0.5,), rows, weights.masked(masks), masks, trained), Path("models/p50"), {})
     return Output("p50", "prune@p50", "0" * 32, "1" * 32, PARAMS, lambda: nullcontext(Path("models/p50")))
 
 

@@ -199,7 +199,8 @@ def test_an_interrupted_stage_is_killed_in_mlflow_and_leaves_the_outputs_alone(c
         assert time.monotonic() < deadline
         time.sleep(0.2)
     running.send_signal(signal.SIGTERM)
-    assert lines_of(running, 130) == ["interrupted; `dvc repro` starts this stage anew"]
+    (line,) = lines_of(running, 130)
+    assert line.startswith("interrupted; `dvc repro` ")
     assert [name(run) for run in runs(store(clone), "attributes.status = 'KILLED'")] == DENSE
     assert clone.files("models/dense") == before
 

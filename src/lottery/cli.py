@@ -121,6 +121,25 @@ def sync(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def doctor(arguments: argparse.Namespace) -> int:
+    """Say whether this machine and this repository can run the pipeline; 0 only if they can."""
+    from lottery.doctor import mend, report
+
+    if arguments.mend:
+        for line in mend():
+            print(line)
+    return 0 if report(arguments.deep or arguments.mend, lambda line: print(line, flush=True)) else 1
+
+
+def tidy(arguments: argparse.Namespace) -> int:
+    """Remove what killed and finished runs left behind."""
+    from lottery.tidy import tidy
+
+    for line in tidy():
+        print(line)
+    return 0
+
+
 def server(arguments: argparse.Namespace) -> int:
     """Become the team's MLflow server. Raises LotteryError where that cannot be."""
     from lottery.server import Server, serve
@@ -181,6 +200,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     command.add_argument("--all-commits", action="store_true", help="of all commits")
     command.add_argument("--restore", action="store_true", help="bring runs back that were deleted in MLflow")
+
+    command = add(doctor, "check the machine and the repository, a line per check")
+    command.add_argument("--deep", action="store_true", help="verify every output and DVC's cache against their sums")
+    command.add_argument("--mend", action="store_true", help="remove what is damaged: `dvc repro` makes it anew")
+    add(tidy, "remove stale checkpoints, and what killed runs left behind")
 
     command = add(
         server,

@@ -176,9 +176,14 @@ class State:
             evaluated=torch.zeros(1, dtype=torch.int64),
         )
 
+    @classmethod
+    def names(cls) -> list[str]:
+        """The names of its tensors."""
+        return [field.name for field in fields(cls)]
+
     def tensors(self) -> dict[str, Tensor]:
         """The state as tensors by name; `of` makes a state of them."""
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        values = {name: getattr(self, name) for name in self.names()}
         return {name: value.flat if isinstance(value, Stack) else value for name, value in values.items()}
 
     @classmethod

@@ -20,14 +20,13 @@ from shutil import rmtree
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 
 from lottery import LotteryError
 from lottery.core.images import Split
 from lottery.core.stack import Masks, Stack
 from lottery.core.training import Group, State, Task
-from lottery.files.digests import digest_of_tensor
+from lottery.files.sealed import DamagedError, digest_of_tensor, sealed
+from lottery.files.sealed import opened as opened_file
 from lottery.files.workplace import durable, locked, root
 
 TRAINED = "trained"  # an empty file in the folder of a stage that trained to its end
@@ -75,14 +74,10 @@ class Checkpoints:
         if not path.exists():
             return None
         try:
-            with safe_open(path, framework="pt") as file:
-                sums: dict[str, str] = json.loads(file.metadata()["sums"])
-                tensors = {name: file.get_tensor(name) for name in sums}
-            if all(digest_of_tensor(tensors[name]) == digest for name, digest in sums.items()):
-                return State.of(tensors, task.layout)
-        except (OSError, SafetensorError, KeyError, TypeError, ValueError):
-            pass
-        print(f"{path}: damaged, or of another format: its network trains from its start", file=sys.stderr)
+            with opened_file(path) as file:
+                return State.of({name: file[name] for name in State.names()}, task.layout)
+        except DamagedError as error:
+            print(f"{path}: {error}; its network trains from its start", file=sys.stderr)
         return None
 
     def saved_at(self) -> datetime:
@@ -110,10 +105,9 @@ class Checkpoints:
         try:
             for first, states in kept.items():
                 for place in range(len(states.parameters)):
-                    tensors = states.rows(slice(place, place + 1)).tensors()
-                    sums = {name: digest_of_tensor(tensor) for name, tensor in tensors.items()}
+                    content, _ = sealed(states.rows(slice(place, place + 1)).tensors(), {})
                     with durable(self.folder / f"{first + place}.safetensors") as path:
-                        path.write_bytes(save(tensors, {"sums": json.dumps(sums)}))
+                        path.write_bytes(content)
         except OSError as error:  # it costs no result
             self.every = math.inf
             what = f"{error.filename or self.folder}: {error.strerror}"

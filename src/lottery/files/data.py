@@ -23,16 +23,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
 from lottery import LotteryError
 from lottery.core.images import Images, Scaling, Split
 from lottery.core.randomness import generator
+from lottery.files.sealed import DamagedError, Sealed, opened, sealed
 from lottery.files.workplace import replacing, scratch
 
 TENSORS = ("train_images", "train_labels", "test_images", "test_labels")
@@ -96,7 +95,8 @@ def fetch(name: str, target: Path) -> None:
         names = ", ".join([*CHECKSUMS, "digits"])
         raise LotteryError(f"params.yaml: data.name: no data set is called {name!r}; choose one of {names}")
     with replacing(target) as new:
-        new.write_bytes(save(tensors))  # safetensors' save_file would make it readable by its owner alone
+        content, _ = sealed(tensors, {"data": name})
+        new.write_bytes(content)  # safetensors' save_file would make it readable by its owner alone
     print(f"{name}: from {origin}")
 
 
@@ -275,14 +275,7 @@ def load_test(path: Path) -> Images:
 def _load(path: Path, part: Literal["train", "test"]) -> Images:
     """One part's images, flattened to uint8 [N, H * W], and labels, int64 [N]."""
     with _opened(path) as file:
-        images, labels = file.get_tensor(f"{part}_images"), file.get_tensor(f"{part}_labels")
-    for tensor, what, dimensions in ((images, "images", 3), (labels, "labels", 1)):
-        if tensor.dtype != torch.uint8 or tensor.dim() != dimensions or tensor.numel() == 0:
-            raise _broken(path, f"{part}_{what} is {tensor.dtype} {list(tensor.shape)}")
-    if len(images) != len(labels):
-        raise _broken(path, f"{len(images)} {part}_images, but {len(labels)} {part}_labels")
-    if labels.max() >= LABELS:
-        raise _broken(path, f"{part}_labels has a label {labels.max()}, above {LABELS - 1}")
+        images, labels = file[f"{part}_images"], file[f"{part}_labels"]
     return Images(images.flatten(1), labels.to(torch.int64))
 
 
@@ -296,24 +289,23 @@ def _standard(pixels: Tensor, path: Path) -> Scaling:
     total = sum(value * times for value, times in enumerate(counts))
     squares = sum(value * value * times for value, times in enumerate(counts))
     if count * squares == total * total:
-        raise _broken(path, "all pixels of its training images are equal")
+        raise DamagedError("all pixels of its training images are equal").of(path)
     return Scaling(total / count, math.sqrt(count * squares - total * total) / count)
 
 
+def seal(path: Path) -> str:
+    """The seal of a data file, which stands for all its images. Raises LotteryError when it is missing or broken."""
+    with _opened(path) as file:
+        return file.seal
+
+
 @contextmanager
-def _opened(path: Path) -> Iterator[Any]:
-    """A data file's tensors, each read when asked for."""
+def _opened(path: Path) -> Iterator[Sealed]:
+    """A data file, whose tensors are read when asked for."""
     try:
-        with safe_open(path, framework="pt") as file:
+        with opened(path) as file:
+            if file.facts["data"] != path.stem:
+                raise DamagedError(f"it holds {file.facts['data']}")
             yield file
-    except FileNotFoundError:
-        raise LotteryError(
-            f"{path}: missing; `dvc repro download` makes it, `dvc checkout` restores a version that was here before"
-        ) from None
-    except (SafetensorError, OSError) as error:
-        raise _broken(path, str(error)) from error
-
-
-def _broken(path: Path, why: str) -> LotteryError:
-    remedy = f"`dvc checkout --force {path}` restores it, `dvc repro download` makes it anew"
-    return LotteryError(f"{path}: truncated or altered ({why}); {remedy}")
+    except DamagedError as error:
+        raise error.of(path) from error

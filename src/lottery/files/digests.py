@@ -1,15 +1,9 @@
-"""The MD5 sums by which DVC knows files and folders, and the sums of tensors."""
-
-from __future__ import annotations
+"""The MD5 sums by which DVC knows files and folders."""
 
 import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 def digest(path: Path) -> str:
@@ -26,10 +20,3 @@ def digest_of_files(digests: Mapping[str, str]) -> str:
     paths = sorted(digests, key=lambda path: path.split("/"))
     listing = [{"md5": digests[path], "relpath": path} for path in paths]
     return hashlib.md5(json.dumps(listing, sort_keys=True).encode()).hexdigest()
-
-
-def digest_of_tensor(tensor: Tensor) -> str:
-    """The SHA-256 sum of a tensor: its type, its shape and its values in their order."""
-    total = hashlib.sha256(f"{tensor.dtype} {list(tensor.shape)} ".encode())
-    total.update(tensor.contiguous().numpy().data)
-    return total.hexdigest()

@@ -1,5 +1,8 @@
 """One module per stage of dvc.yaml, and what they share: how a stage ends, and training as params.yaml says."""
 
+from lottery.stages import signals  # before what takes time to import
+
+# isort: split
 import gc
 import os
 import shutil
@@ -13,14 +16,12 @@ from typing import NoReturn
 from lottery import LotteryError
 from lottery.files.workplace import FULL, root
 from lottery.params import Params, load
-from lottery.stages import hashed, progress, signals
+from lottery.stages import hashed, progress
 
 # importing torch and MLflow makes a million objects that stay, and the collector would look through them every 700 more
 gc.set_threshold(100_000)
 
 STAGE = os.environ.get("DVC_STAGE", "")  # empty where a person starts a stage without DVC
-if STAGE:
-    signals.exit_at_once()
 # at once: importing a stage's own modules takes seconds
 BEGAN_WITH = hashed.inputs(STAGE) if STAGE and Path("dvc.yaml").exists() else {}
 OTHER_ROOM = 70_000_000  # bytes that `download` writes for MNIST, its sources too; `evaluate` and `plot` need less
@@ -74,14 +75,14 @@ def _no_room(error: OSError) -> str:
     needed = OTHER_ROOM
     if leaves.startswith("models/"):
         with suppress(LotteryError):  # of a params.yaml that is broken meanwhile
-            needed = _room(load(), level or "dense")
+            needed = room(load(), level or "dense")
     return (
         f"{error.filename or leaves}: {error.strerror}: the stage needs about {_megabytes(needed)}, and "
         f"{_megabytes(shutil.disk_usage(root()).free)} are free; make room, then `dvc repro` goes on from here"
     )
 
 
-def _room(params: Params, level: str) -> int:
+def room(params: Params, level: str) -> int:
     """Count the bytes of weights in a level's folder; masks and histories take a hundredth of that."""
     parameters = sum(piece.size for piece in params.layout.pieces)
     states = 3 + params.train.twins + bool(level == "dense" and params.prune.rewind)  # initial, final, early stopping

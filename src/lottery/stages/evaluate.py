@@ -22,6 +22,7 @@ from lottery.evaluation.statistics import early_stopping, reached, summarize
 from lottery.files.artifacts import load_contents, load_history, load_masks, load_parameters, load_twins
 from lottery.files.checkpoints import remove_trained
 from lottery.files.data import load_split, load_test
+from lottery.files.sealed import seal_folder
 from lottery.files.workplace import replacing
 from lottery.params import Params
 from lottery.plan import BEFORE_TRAINING
@@ -60,6 +61,7 @@ def main() -> None:
             for name, table in tables.items():
                 reports.rounded(table).to_csv(folder / f"{name}.csv", index=False, lineterminator="\n")
             _write(folder / "claims.json", reports.judged_claims(judge_claims(p, networks)))
+            seal_folder(folder)
         _write(METRICS, reports.compared(levels, judged))
         if warning := reports.warning(levels, p.iterations, p.train.evaluate_every):
             print(f"warning: {warning}", file=sys.stderr)

@@ -15,6 +15,7 @@ from lottery.evaluation import tables as reports
 from lottery.evaluation.tables import load_table
 from lottery.files.artifacts import load_contents, load_history, load_masks
 from lottery.files.digests import digest
+from lottery.files.sealed import verify_folder
 from lottery.files.workplace import replacing
 from lottery.params import Params
 from lottery.report import figures
@@ -31,6 +32,7 @@ def main() -> None:
     """Leave reports/figures/ and reports/report.html."""
     p = params.load()
     with tracking.stage(p, "plot") as tracked:
+        verify_folder(TABLES)
         results = load_results(p)
         with replacing(FIGURES) as folder:
             folder.mkdir()

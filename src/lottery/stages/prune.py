@@ -10,7 +10,7 @@ from lottery.core.ingredients import Ingredients
 from lottery.core.pruning import Evidence
 from lottery.files.artifacts import load_masks, load_parameters, load_rewound, save_level
 from lottery.stages import level_name, run
-from lottery.stages.levels import check_level
+from lottery.stages.levels import check_level, made_from
 from lottery.stages.training import load_images, recipe, trainer
 
 
@@ -43,7 +43,7 @@ def main() -> None:
             replace(recipe(p), start=p.prune.rewind),
         )
         level = experiment.level(ingredients, p.arms(name), trainer(p, name, images, tracked.watch), p.train.twins)
-        save_level(level, folder)
+        save_level(level, folder, made_from(p, name))
         tracked.log_level(folder)
 
 

@@ -12,16 +12,6 @@ AGAIN = 3.0  # seconds within which a second signal is the first one's echo, and
 _last = -AGAIN
 
 
-def exit_at_once() -> None:
-    """End the process at a signal with one line: it is still importing, and nothing is lost."""
-
-    def end(number: int, frame: FrameType | None) -> Any:
-        os.write(2, b"interrupted; `dvc repro` starts this stage anew\n")
-        os._exit(130)
-
-    _at_each(end)
-
-
 def interrupt() -> None:
     """Raise KeyboardInterrupt at a signal."""
 
@@ -34,7 +24,16 @@ def interrupt() -> None:
     _at_each(raise_once)
 
 
+def _exit(number: int, frame: FrameType | None) -> Any:
+    os.write(2, b"interrupted; `dvc repro` starts this stage anew\n")
+    os._exit(130)
+
+
 def _at_each(handler: Any) -> None:
     for each in SIGNALS:
         if signal.getsignal(each) != signal.SIG_IGN:  # nohup and shells in the background ask to ignore some
             signal.signal(each, handler)
+
+
+if os.environ.get("DVC_STAGE"):
+    _at_each(_exit)  # until the stage's imports are done, which takes seconds

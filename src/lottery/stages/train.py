@@ -7,6 +7,7 @@ from lottery import params, tracking
 from lottery.core import experiment
 from lottery.files.artifacts import save_level
 from lottery.stages import run
+from lottery.stages.levels import made_from
 from lottery.stages.training import load_images, recipe, trainer
 
 
@@ -23,7 +24,7 @@ def main() -> None:
             trainer(p, "dense", load_images(p), tracked.watch),
             p.train.twins,
         )
-        save_level(level, folder)
+        save_level(level, folder, made_from(p, "dense"))
         tracked.log_level(folder)
 
 

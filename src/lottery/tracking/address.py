@@ -84,7 +84,7 @@ def understood(error: Exception) -> Exception:
     if is_sqlite() and ("malformed" in line or "not a database" in line):
         return StoreError(f"{sqlite_path()} is damaged ({line}); move it away and run `lottery sync`")
     found = re.search(r"database schema \(found version (\w+)", line)
-    if found and not _knows_schema(found[1]):
+    if found and not knows_schema(found[1]):
         newer = f"the store is of a newer MLflow than {version('mlflow')}, which is installed here"
         return StoreError(f"{newer}; install that one")
     return error
@@ -97,7 +97,8 @@ def first_line(error: Exception) -> str:
     return (lines or [type(error).__name__])[0]
 
 
-def _knows_schema(revision: str) -> bool:
+def knows_schema(revision: str) -> bool:
+    """Whether the MLflow that is installed knows a schema of its database."""
     mlflow = find_spec("mlflow")
     places = mlflow.submodule_search_locations if mlflow else None
     return any(any(Path(place).glob(f"store/db_migrations/versions/{revision}_*")) for place in places or ())

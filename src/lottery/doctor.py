@@ -1,0 +1,247 @@
+"""`lottery doctor`: whether this machine and this repository can run the pipeline, a line per check."""
+
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from urllib.request import urlopen
+
+import psutil
+import yaml
+
+from lottery import LotteryError, params
+from lottery.files.digests import digest
+from lottery.files.workplace import root
+from lottery.params import Params
+from lottery.provenance import git, refusal
+
+LOCK = Path("dvc.lock")
+PINS = {"torch": "2.13.0", "torchvision": "0.28.0"}
+TENSORS = 11  # of a network's size, while it trains: its state, its copy that is saved, its start and its gradients
+BASE = 900_000_000  # bytes that a stage takes with torch, the images and MLflow
+NO_ANSWER = 1.0  # seconds that an MLflow server may take
+
+
+@dataclass(frozen=True)
+class Check:
+    """A check and what came of it."""
+
+    name: str
+    found: str
+    remedy: str = ""  # of a failed one; empty where all is well
+    fatal: bool = True  # the pipeline cannot run before it is mended
+
+    def __str__(self) -> str:
+        state = "ok" if not self.remedy else "FAILS" if self.fatal else "note"
+        return f"{state:5}  {self.name:12}  {self.found}{'; ' * bool(self.remedy)}{self.remedy}"
+
+
+def checks(deep: bool) -> Iterator[Check]:
+    """Make the checks, the quick ones or all, one after the other."""
+    yield _python()
+    yield from map(_package, PINS)
+    yield _device()
+    try:
+        settings = params.load()
+    except LotteryError as error:
+        yield Check("params.yaml", "has mistakes", str(error).splitlines()[0])
+        return
+    yield Check("params.yaml", "valid")
+    yield from (_memory(settings), _disk(settings), _git(), _code())
+    lock, record = _lock()
+    yield lock
+    yield _data(settings)
+    if record:
+        yield _outputs(record)
+    yield _mlflow()
+    yield _checkpoints()
+    if deep and record:
+        yield _verified(record)
+
+
+def _python() -> Check:
+    found = ".".join(map(str, sys.version_info[:3]))
+    return Check("Python", found, "" if sys.version_info >= (3, 11) else "install Python 3.11 or newer")
+
+
+def _package(name: str) -> Check:
+    try:
+        found = version(name)
+    except PackageNotFoundError:
+        found = "missing"
+    wanted = PINS[name]
+    # another version rounds in another way: results are right, and their bytes are others
+    missing = found == "missing"
+    remedy = "" if found.partition("+")[0] == wanted else f"the pin is {wanted}: `make repro` installs it"
+    return Check(name, found, remedy, fatal=missing)
+
+
+def _device() -> Check:
+    import torch  # takes 2 s
+
+    cores = torch.get_num_threads()
+    build = "CUDA" if torch.version.cuda else "CPU"
+    gpu = torch.cuda.get_device_name() + ", which is not used" if torch.cuda.is_available() else "no GPU"
+    return Check("processor", f"{cores} cores, {torch.backends.cpu.get_cpu_capability()}; {build} build, {gpu}")
+
+
+def _memory(settings: Params) -> Check:
+    parameters = sum(piece.size for piece in settings.layout.pieces)
+    most = max(len(settings.rows(level)) for level in ("dense", *settings.levels)) * (1 + settings.train.twins)
+    needed, free = BASE + 4 * TENSORS * parameters * most, psutil.virtual_memory().available
+    remedy = "" if free > needed else "close other programs, or give fewer seeds or arms"
+    return Check("memory", f"about {_gigabytes(needed)} needed, {_gigabytes(free)} free", remedy, fatal=False)
+
+
+def _disk(settings: Params) -> Check:
+    from lottery.stages import room
+
+    levels = [level for level in ("dense", *settings.levels) if not (Path("models") / level).exists()]
+    needed = sum(room(settings, level) for level in levels) + 100_000_000
+    free = shutil.disk_usage(root()).free
+    return Check(
+        "disk", f"about {_gigabytes(needed)} needed, {_gigabytes(free)} free", "" if free > needed else "make room"
+    )
+
+
+def _git() -> Check:
+    if reason := refusal():
+        return Check("git", "refuses", reason)
+    if not git("rev-parse", "--git-dir"):
+        return Check("git", "no repository is here", "`git init`: DVC needs one")
+    return Check("git", f"commit {git('rev-parse', '--short', 'HEAD') or 'none yet'}")
+
+
+def _code() -> Check:
+    """The code that a stage would import is this folder's."""
+    command = [sys.executable, "-c", "import lottery; print(lottery.__file__)"]
+    done = subprocess.run(command, env=os.environ | {"PYTHONPATH": "src"}, capture_output=True, text=True)
+    found = Path(done.stdout.strip() or ".").resolve().parent
+    right = found == Path("src/lottery").resolve()
+    return Check("code", str(found), "" if right else "run this in the folder that holds dvc.yaml")
+
+
+def _lock() -> tuple[Check, dict[str, dict[str, str]]]:
+    """Read dvc.lock: the check, and the MD5 sums of each stage's outputs by path."""
+    if not LOCK.exists():
+        return Check("dvc.lock", "none yet"), {}
+    try:
+        stages = yaml.safe_load(LOCK.read_text(encoding="utf-8"))["stages"]
+        record = {name: {out["path"]: out["md5"] for out in entry.get("outs", ())} for name, entry in stages.items()}
+    except (OSError, ValueError, yaml.YAMLError, TypeError, KeyError, AttributeError):
+        torn = "`git checkout dvc.lock` restores the committed one; without one, remove it: `dvc repro` writes it anew"
+        return Check("dvc.lock", "torn: DVC was killed or had no room as it wrote it", torn), {}
+    if git("status", "--porcelain", "--", LOCK.name):
+        return Check("dvc.lock", f"{len(record)} stages", "not committed: `git add dvc.lock reports`", False), record
+    return Check("dvc.lock", f"{len(record)} stages"), record
+
+
+def _data(settings: Params) -> Check:
+    from lottery.files.data import load_split, load_test
+    from lottery.files.sealed import OLDER
+
+    path = settings.data_file
+    if not path.exists():
+        return Check("data", f"{path}: not here yet, `dvc repro` fetches it")
+    try:
+        load_split(path, settings.validation_images, settings.data.scale)
+        load_test(path)
+    except LotteryError as error:
+        return Check("data", "not whole", str(error), fatal=OLDER not in str(error))
+    return Check("data", f"{path}, verified")
+
+
+def _outputs(record: dict[str, dict[str, str]]) -> Check:
+    """Each output is in the workspace or in the cache."""
+    outs = {path: md5 for stage in record.values() for path, md5 in stage.items()}
+    away = {path: md5 for path, md5 in outs.items() if not Path(path).exists()}
+    if away:
+        cache = _cache()
+        away = {path: md5 for path, md5 in away.items() if not (cache / md5[:2] / md5[2:]).exists()}
+    remedy = "`dvc pull` fetches them from a remote, `dvc repro` makes them anew"
+    return Check("outputs", f"{len(outs) - len(away)} of {len(outs)} here", remedy if away else "", fatal=False)
+
+
+def _mlflow() -> Check:
+    from lottery.tracking.address import StoreError, is_sqlite, knows_schema, shown_uri, sqlite_path, tracking_uri
+
+    remedy, shown = "", shown_uri()
+    try:
+        if is_sqlite():
+            path = sqlite_path()
+            if not path.exists():
+                return Check("MLflow", f"{shown}: made by the first stage")
+            with closing(sqlite3.connect(path, timeout=1)) as database:
+                (schema,) = database.execute("SELECT version_num FROM alembic_version").fetchone()
+                if not knows_schema(schema):
+                    remedy = f"the store is of a newer MLflow than {version('mlflow')}: install that one"
+                database.execute("BEGIN IMMEDIATE")  # a lock to write: fails where the file cannot be written
+        elif tracking_uri().startswith("http"):
+            urlopen(f"{tracking_uri().rstrip('/')}/health", timeout=NO_ANSWER).close()
+    except StoreError as error:
+        remedy = str(error)
+    except (OSError, ValueError, TypeError, sqlite3.Error) as error:
+        remedy = f"{type(error).__name__}: {error}; stages run untracked, and `lottery sync` adds their runs later"
+    return Check("MLflow", shown, remedy, fatal=False)
+
+
+def _checkpoints() -> Check:
+    from lottery.tidy import stale
+
+    old = stale()
+    held = f"{len(old)} stale folders" if old else "nothing stale"
+    return Check("left over", held, "`lottery tidy` removes them" if old else "", fatal=False)
+
+
+def _verified(record: dict[str, dict[str, str]]) -> Check:
+    bad = [*damaged_outputs(record), *damaged_copies()]
+    if bad:
+        return Check("contents", f"not what dvc.lock says: {', '.join(map(str, bad[:4]))}", "`lottery doctor --mend`")
+    return Check("contents", "every output and every file of DVC's cache is what its sum says")
+
+
+def mend() -> list[str]:
+    """Remove what is not what its MD5 sum says, of DVC's cache and of the outputs; a line each."""
+    _, record = _lock()
+    return [_removed(path) for path in (*damaged_copies(), *damaged_outputs(record))]
+
+
+def damaged_copies() -> list[Path]:
+    """The files of DVC's cache whose content is not what their name says."""
+    files = (path for path in _cache().glob("??/*") if path.is_file())
+    return [path for path in files if digest(path) != (path.parent.name + path.name).removesuffix(".dir")]
+
+
+def damaged_outputs(record: dict[str, dict[str, str]]) -> list[Path]:
+    """The outputs in the workspace that are not what dvc.lock says."""
+    outs = {Path(path): md5.removesuffix(".dir") for stage in record.values() for path, md5 in stage.items()}
+    return [path for path, md5 in outs.items() if path.exists() and digest(path) != md5]
+
+
+def _removed(path: Path) -> str:
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    return f"removed {path}"
+
+
+def _cache() -> Path:
+    place = subprocess.run([sys.executable, "-m", "dvc", "cache", "dir"], capture_output=True, text=True).stdout.strip()
+    return Path(place or ".dvc/cache") / "files" / "md5"
+
+
+def _gigabytes(number: float) -> str:
+    return f"{number / 1e9:.1f} GB"
+
+
+def report(deep: bool, say: Callable[[str], object] = print) -> bool:
+    """Say each check's line; whether the pipeline can run."""
+    runs = True
+    for check in checks(deep):
+        say(str(check))
+        runs = runs and not (check.remedy and check.fatal)
+    return runs
