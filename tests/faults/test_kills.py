@@ -57,9 +57,10 @@ class Undisturbed:
 @pytest.fixture(scope="module")
 def undisturbed(origin: Path, tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
     clone = Clone(tmp_path_factory.mktemp("undisturbed") / "clone", origin)
-    iterations = {key: value for key, value in SMALL["train"].items() if key != "epochs"} | {"iterations": 4000}
+    iterations = {key: value for key, value in SMALL["train"].items() if key != "epochs"} | {"iterations": 2500}
     run = {"threads": 2, "checkpoint_every": 1}
     clone.change(levels=LEVELS, train=iterations | {"evaluate_every": 100}, run=run)
+    clone.run(*REPRO, "--single-item", "check")
     seconds = {}
     for stage in OUTPUTS:
         began = time.monotonic()

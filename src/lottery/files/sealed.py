@@ -106,13 +106,12 @@ def verify_folder(folder: Path) -> None:
     try:
         sums = dict(line.split("  ")[::-1] for line in (folder / SUMS).read_text(encoding="utf-8").splitlines())
     except (OSError, ValueError) as error:
-        raise DamagedError("missing or altered", MISSING).of(folder / SUMS) from error
-    for name, digest in sums.items():
-        path = folder / name
-        if not path.is_file():
-            raise DamagedError("missing", MISSING).of(path)
-        if _digest(path) != digest:
-            raise DamagedError("truncated or altered", REMAKE).of(path)
+        raise DamagedError("missing or altered", REMAKE).of(folder / SUMS) from error
+    for name in sorted(sums.keys() | {file.name for file in folder.iterdir()} - {SUMS}):
+        if not (folder / name).is_file():
+            raise DamagedError(f"missing, yet {SUMS} names it", REMAKE).of(folder / name)
+        if _digest(folder / name) != sums.get(name):
+            raise DamagedError(f"not what {SUMS} beside it says", REMAKE).of(folder / name)
 
 
 def _digest(file: Path) -> str:

@@ -1,0 +1,98 @@
+"""`lottery doctor` says what is wrong and what mends it; `lottery tidy` removes what runs left behind."""
+
+import signal
+import sqlite3
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from clones import SMALL, Clone
+from stores import PATIENCE, stage
+
+
+def _doctor(clone: Clone, *options: str, code: int = 0, **variables: str) -> dict[str, str]:
+    """The checks by their names."""
+    command, environment = ["lottery", "doctor", *options], clone.environment | variables
+    done = subprocess.run(command, cwd=clone.folder, env=environment, capture_output=True, text=True)
+    assert done.returncode == code, done.stdout + done.stderr
+    assert done.stderr == ""
+    return {line[7:19].strip(): f"{line[:5].strip()}: {line[21:]}" for line in done.stdout.splitlines()}
+
+
+def test_a_finished_pipeline_is_well(clone: Clone) -> None:
+    clone.commit("Run")
+    checks = _doctor(clone, "--deep")
+    assert {check: told for check, told in checks.items() if not told.startswith("ok: ")} == {}
+    assert list(checks) == [
+        "Python", "torch", "torchvision", "processor", "params.yaml", "memory", "disk", "git", "code", "dvc.lock",
+        "data", "outputs", "MLflow", "left over", "contents",
+    ]  # fmt: skip
+
+
+def test_a_clone_that_has_not_run_is_well(origin: Path, tmp_path: Path) -> None:
+    checks = _doctor(Clone(tmp_path / "clone", origin))
+    assert {check: told for check, told in checks.items() if not told.startswith("ok: ")} == {}
+    assert checks["dvc.lock"] == "ok: none yet"
+    assert checks["data"] == "ok: data/digits.safetensors: not here yet, `dvc repro` fetches it"
+
+
+@pytest.mark.parametrize(
+    "content", ["", "schema: '2.0'\nstages:\n  train:\n    cmd: env PYTH", "schema: '2.0'\nstag", "\0" * 99]
+)
+def test_a_torn_lock_is_named_with_its_remedy(clone: Clone, content: str) -> None:
+    clone.commit("Run")
+    (clone.folder / "dvc.lock").write_text(content)
+    told = _doctor(clone, code=1)["dvc.lock"]
+    assert told.startswith("FAILS: torn: DVC was killed or had no room as it wrote it; `git checkout dvc.lock` ")
+    clone.run("git", "checkout", "-q", "dvc.lock")
+    assert _doctor(clone)["dvc.lock"] == "ok: 7 stages"
+
+
+def test_faults_are_named_with_their_remedies(clone: Clone) -> None:
+    with sqlite3.connect(clone.folder / "mlflow.db") as database:
+        database.execute("UPDATE alembic_version SET version_num = 'ffffffffffff'")
+    (clone.folder / "data/digits.safetensors").unlink()
+    (clone.folder / "data/digits.safetensors").write_bytes(b"no data")
+    checks = _doctor(clone, code=1)
+    assert checks["MLflow"].startswith("note: sqlite:///")
+    assert "the store is of a newer MLflow than" in checks["MLflow"]
+    assert checks["data"].startswith("FAILS: not whole; data/digits.safetensors: truncated or altered; `lottery doctor")
+    assert checks["dvc.lock"] == "note: 7 stages; not committed: `git add dvc.lock reports`"
+    checks = _doctor(clone, code=1, MLFLOW_TRACKING_URI="http://127.0.0.1:9")
+    assert checks["MLflow"].startswith("note: http://127.0.0.1:9; URLError: ")
+    clone.change(train=SMALL["train"] | {"epochs": 0})
+    told = _doctor(clone, code=1)["params.yaml"]
+    assert told.startswith("FAILS: has mistakes; params.yaml: train.epochs: 0 ")
+
+
+def test_outputs_that_are_nowhere_are_counted(clone: Clone) -> None:
+    clone.run("rm", "-r", "models/p75", ".dvc/cache")
+    assert _doctor(clone)["outputs"].startswith("note: 8 of 9 here; `dvc pull` fetches them from a remote")
+
+
+def test_tidy_removes_what_no_run_goes_on_from(clone: Clone) -> None:
+    clone.run("lottery", "tidy")
+    clone.change(train=SMALL["train"] | {"epochs": 2000}, run={"threads": 2, "checkpoint_every": 0.2})
+    running = stage(clone, "train", "train")
+    checkpoints = clone.folder / ".lottery/checkpoints"
+    deadline = time.monotonic() + PATIENCE
+    while not any(checkpoints.glob("*/*.safetensors")):
+        assert running.poll() is None, running.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert clone.run("lottery", "tidy") == "nothing to remove\n"  # a process has them open
+    running.send_signal(signal.SIGTERM)
+    running.wait(PATIENCE)
+    assert clone.run("lottery", "tidy") == "nothing to remove\n"  # the next run goes on from them
+    assert _doctor(clone)["left over"] == "ok: nothing stale"
+    clone.change(train=SMALL["train"] | {"epochs": 1000})
+    assert _doctor(clone)["left over"].startswith("note: 1 stale folders; `lottery tidy`")
+    copy = clone.folder / ".dvc/tmp/exps/standalone/tmp1"
+    (copy / "models").mkdir(parents=True)
+    with subprocess.Popen(["sleep", "60"], cwd=copy / "models") as process:
+        lines = clone.run("lottery", "tidy").splitlines()
+        assert [line.partition("/")[0] for line in lines] == ["removed .lottery"]  # not the copy that is in use
+        process.kill()
+    assert clone.run("lottery", "tidy") == "removed .dvc/tmp/exps/standalone/tmp1: 0.0 MB\n"
+    assert not any(checkpoints.iterdir())
