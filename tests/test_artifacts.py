@@ -283,7 +283,7 @@ def test_a_new_level_takes_the_place_of_the_old_one(workspace: Path) -> None:
     save_level(_level(draw=1), folder, {})
     assert sorted(_bytes(folder)) == sorted(FILES)
     assert _bits(load_parameters(folder, "final")) == _bits(_level(draw=1).trained.final)
-    assert not list((workspace / ".lottery" / "tmp").iterdir())
+    assert not list(folder.parent.glob(".*"))
 
 
 @pytest.mark.parametrize("there", [True, False])
@@ -302,7 +302,7 @@ def test_a_write_that_fails_leaves_the_old_folder_untouched(workspace: Path, the
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert caught.value.filename == str(folder)
     assert (_bytes(folder) if folder.exists() else None) == before
-    assert not list((workspace / ".lottery" / "tmp").iterdir())
+    assert not list(folder.parent.glob(".*"))
 
 
 def _refusal(loader: Loader, folder: Path, name: str) -> None:

@@ -46,7 +46,7 @@ def test_a_torn_lock_is_named_with_its_remedy(clone: Clone, content: str) -> Non
     told = _doctor(clone, code=1)["dvc.lock"]
     assert told.startswith("FAILS: torn: DVC was killed or had no room as it wrote it; `git checkout dvc.lock` ")
     clone.run("git", "checkout", "-q", "dvc.lock")
-    assert _doctor(clone)["dvc.lock"] == "ok: 7 stages"
+    assert _doctor(clone)["dvc.lock"] == "ok: 8 stages"
 
 
 def test_faults_are_named_with_their_remedies(clone: Clone) -> None:
@@ -58,7 +58,7 @@ def test_faults_are_named_with_their_remedies(clone: Clone) -> None:
     assert checks["MLflow"].startswith("note: sqlite:///")
     assert "the store is of a newer MLflow than" in checks["MLflow"]
     assert checks["data"].startswith("FAILS: not whole; data/digits.safetensors: truncated or altered; `lottery doctor")
-    assert checks["dvc.lock"] == "note: 7 stages; not committed: `git add dvc.lock reports`"
+    assert checks["dvc.lock"] == "note: 8 stages; not committed: `git add dvc.lock reports`"
     checks = _doctor(clone, code=1, MLFLOW_TRACKING_URI="http://127.0.0.1:9")
     assert checks["MLflow"].startswith("note: http://127.0.0.1:9; URLError: ")
     clone.change(train=SMALL["train"] | {"epochs": 0})

@@ -21,6 +21,7 @@ from lottery.files.workplace import root
 from lottery.params import Params
 from lottery.provenance import git, refusal
 
+Record = dict[str, dict[str, str]]  # the MD5 sums of the outputs in dvc.lock, by stage and path
 LOCK = Path("dvc.lock")
 PINS = {"torch": "2.13.0", "torchvision": "0.28.0"}
 TENSORS = 11  # of a network's size, while it trains: its state, its copy that is saved, its start and its gradients
@@ -127,19 +128,26 @@ def _code() -> Check:
     return Check("code", str(found), "" if right else "run this in the folder that holds dvc.yaml")
 
 
-def _lock() -> tuple[Check, dict[str, dict[str, str]]]:
-    """Read dvc.lock: the check, and the MD5 sums of each stage's outputs by path."""
+def _lock() -> tuple[Check, Record]:
     if not LOCK.exists():
         return Check("dvc.lock", "none yet"), {}
-    try:
-        stages = yaml.safe_load(LOCK.read_text(encoding="utf-8"))["stages"]
-        record = {name: {out["path"]: out["md5"] for out in entry.get("outs", ())} for name, entry in stages.items()}
-    except (OSError, ValueError, yaml.YAMLError, TypeError, KeyError, AttributeError):
+    record = outputs(LOCK)
+    if record is None:
         torn = "`git checkout dvc.lock` restores the committed one; without one, remove it: `dvc repro` writes it anew"
         return Check("dvc.lock", "torn: DVC was killed or had no room as it wrote it", torn), {}
     if git("status", "--porcelain", "--", LOCK.name):
         return Check("dvc.lock", f"{len(record)} stages", "not committed: `git add dvc.lock reports`", False), record
     return Check("dvc.lock", f"{len(record)} stages"), record
+
+
+def outputs(lock: Path) -> Record | None:
+    """The MD5 sums of each stage's outputs by path, as a dvc.lock has them; None where it ends in the midst of it."""
+    try:
+        stages = yaml.safe_load(lock.read_text(encoding="utf-8"))["stages"]
+        record = {name: {out["path"]: out["md5"] for out in entry.get("outs", ())} for name, entry in stages.items()}
+    except (OSError, ValueError, yaml.YAMLError, TypeError, KeyError, AttributeError):
+        return None
+    return record if all(outs or name == "check" for name, outs in record.items()) else None
 
 
 def _data(settings: Params) -> Check:
@@ -157,7 +165,7 @@ def _data(settings: Params) -> Check:
     return Check("data", f"{path}, verified")
 
 
-def _outputs(record: dict[str, dict[str, str]]) -> Check:
+def _outputs(record: Record) -> Check:
     """Each output is in the workspace or in the cache."""
     outs = {path: md5 for stage in record.values() for path, md5 in stage.items()}
     away = {path: md5 for path, md5 in outs.items() if not Path(path).exists()}
@@ -199,7 +207,7 @@ def _checkpoints() -> Check:
     return Check("left over", held, "`lottery tidy` removes them" if old else "", fatal=False)
 
 
-def _verified(record: dict[str, dict[str, str]]) -> Check:
+def _verified(record: Record) -> Check:
     bad = [*damaged_outputs(record), *damaged_copies()]
     if bad:
         return Check("contents", f"not what dvc.lock says: {', '.join(map(str, bad[:4]))}", "`lottery doctor --mend`")
@@ -218,7 +226,7 @@ def damaged_copies() -> list[Path]:
     return [path for path in files if digest(path) != (path.parent.name + path.name).removesuffix(".dir")]
 
 
-def damaged_outputs(record: dict[str, dict[str, str]]) -> list[Path]:
+def damaged_outputs(record: Record) -> list[Path]:
     """The outputs in the workspace that are not what dvc.lock says."""
     outs = {Path(path): md5.removesuffix(".dir") for stage in record.values() for path, md5 in stage.items()}
     return [path for path, md5 in outs.items() if path.exists() and digest(path) != md5]

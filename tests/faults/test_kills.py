@@ -20,6 +20,8 @@ import yaml
 from clones import SMALL, Clone
 from stores import PATIENCE, picture, runs, store, sync
 
+from lottery.doctor import outputs
+
 LEVELS = {"p50": {"sparsity": 0.5, "parent": "dense"}, "p75": {"sparsity": 0.75, "parent": "p50"}}
 OUTPUTS = {
     "download": "data/digits.safetensors",
@@ -105,14 +107,6 @@ def _content(clone: Clone) -> dict[str, bytes]:
     return outputs | {"dvc.lock": (clone.folder / "dvc.lock").read_bytes()}
 
 
-def _is_torn(lock: Path) -> bool:
-    """Whether DVC was killed as it wrote dvc.lock."""
-    try:
-        return not isinstance(yaml.safe_load(lock.read_text())["stages"], dict)
-    except (yaml.YAMLError, TypeError, KeyError):
-        return True
-
-
 @pytest.mark.parametrize("number", [pytest.param(i, marks=[pytest.mark.slow] if i >= 4 else []) for i in range(TRIALS)])
 def test_what_is_killed_goes_on_to_the_same_bytes(undisturbed: Undisturbed, tmp_path: Path, number: int) -> None:
     draw = random.Random(number)
@@ -126,7 +120,7 @@ def test_what_is_killed_goes_on_to_the_same_bytes(undisturbed: Undisturbed, tmp_
         victim = _kill(repro, victim)
         repro.wait(PATIENCE)
     first = (tmp_path / "first").read_text()
-    torn = _is_torn(clone.folder / "dvc.lock")
+    torn = outputs(clone.folder / "dvc.lock") is None  # as `lottery doctor` says
     if torn:
         shutil.copy(undisturbed.clone.folder / "dvc.lock", clone.folder / "dvc.lock")  # as `git checkout` restores it
     second = clone.run(*REPRO)

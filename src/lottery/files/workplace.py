@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -38,20 +39,45 @@ def scratch() -> Iterator[Path]:
 def replacing(target: Path) -> Iterator[Path]:
     """A path to write a file or a folder at, which takes the target's place only if the block ends well.
 
-    An OSError that tells of a full disk names the target, and not the path.
+    It lies beside the target, which may be on another disk than the repository; what a killed process leaves of it is
+    in .dvcignore. An OSError that tells of a full disk names the target, and not the path.
     """
-    with scratch() as folder:
-        path = folder / target.name
-        try:
-            yield path
-        except OSError as error:
-            if error.errno in FULL:
-                error.filename = str(target)
-            raise
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if target.is_dir():
-            target.rename(folder / "before")  # a folder cannot be replaced; it goes with the scratch folder
+    path, before = (target.with_name(f".{target.name}.{which}") for which in ("new", "old"))
+    target.parent.mkdir(parents=True, exist_ok=True)
+    _remove(path)
+    _remove(before)
+    try:
+        yield path
+        for file in [path, *path.rglob("*")]:
+            _to_disk(file)
+    except OSError as error:
+        if error.errno in FULL:
+            error.filename = str(target)
+        raise
+    else:
+        if target.is_dir():  # a folder cannot be replaced
+            target.rename(before)
         path.rename(target)
+        _to_disk(target.parent)
+        _remove(before)
+    finally:
+        _remove(path)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _to_disk(path: Path) -> None:
+    """Have a file or a folder's list of files on the disk, so that a power cut leaves it whole."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager
@@ -59,8 +85,7 @@ def durable(target: Path) -> Iterator[Path]:
     """A path to write a file at, which is on the disk before it takes the target's place."""
     path = target.with_name(f".{target.name}.new")
     yield path
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
+    _to_disk(path)
     path.replace(target)
 
 
