@@ -1,5 +1,6 @@
 """`lottery doctor` says what is wrong and what mends it; `lottery tidy` removes what runs left behind."""
 
+import os
 import signal
 import sqlite3
 import subprocess
@@ -71,6 +72,27 @@ def test_outputs_that_are_nowhere_are_counted(clone: Clone) -> None:
     assert _doctor(clone)["outputs"].startswith("note: 8 of 9 here; `dvc pull` fetches them from a remote")
 
 
+def _make_old(folder: Path) -> None:
+    """Have a folder and all in it be of the month before."""
+    for path in (folder, *folder.rglob("*")):
+        os.utime(path, (time.time() - 30 * 86_400,) * 2)
+
+
+def test_tidy_says_where_it_cannot_tell(clone: Clone) -> None:
+    told = Clone(clone.folder / "docs").run("lottery", "tidy", check=False)
+    assert told == "dvc.yaml: not here; run this in the folder that holds it\n"
+    (clone.folder / "params.yaml").write_text("train: [\n")
+    assert clone.run("lottery", "tidy", check=False).startswith("params.yaml: ")
+
+
+def test_whole_outputs_that_dvc_has_not_recorded_are_not_mended_away(clone: Clone) -> None:
+    clone.commit("Run")
+    (clone.folder / "dvc.lock").write_text((clone.folder / "dvc.lock").read_text().replace("prune@p75", "prune@p76"))
+    before = clone.files("models")
+    clone.run("lottery", "doctor", "--mend", check=False)
+    assert clone.files("models") == before
+
+
 def test_tidy_removes_what_no_run_goes_on_from(clone: Clone) -> None:
     clone.run("lottery", "tidy")
     clone.change(train=SMALL["train"] | {"epochs": 2000}, run={"threads": 2, "checkpoint_every": 0.2})
@@ -87,9 +109,15 @@ def test_tidy_removes_what_no_run_goes_on_from(clone: Clone) -> None:
     assert clone.run("lottery", "tidy") == "nothing to remove\n"  # the next run goes on from them
     assert _doctor(clone)["left over"] == "ok: nothing stale"
     clone.change(train=SMALL["train"] | {"epochs": 1000})
+    assert clone.run("lottery", "tidy") == "nothing to remove\n"  # an experiment may go on from them
+    _make_old(clone.folder / ".lottery/checkpoints")
+    clone.change(train=SMALL["train"] | {"epochs": 2000})
+    assert clone.run("lottery", "tidy") == "nothing to remove\n"  # the next run would go on from them
+    clone.change(train=SMALL["train"] | {"epochs": 1000})
     assert _doctor(clone)["left over"].startswith("note: 1 stale folders; `lottery tidy`")
     copy = clone.folder / ".dvc/tmp/exps/standalone/tmp1"
     (copy / "models").mkdir(parents=True)
+    _make_old(copy)
     with subprocess.Popen(["sleep", "60"], cwd=copy / "models") as process:
         lines = clone.run("lottery", "tidy").splitlines()
         assert [line.partition("/")[0] for line in lines] == ["removed .lottery"]  # not the copy that is in use

@@ -1,12 +1,13 @@
 """`lottery doctor`: whether this machine and this repository can run the pipeline, a line per check."""
 
 import os
+import re
 import shutil
 import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -104,7 +105,8 @@ def _disk(settings: Params) -> Check:
     from lottery.stages import room
 
     levels = [level for level in ("dense", *settings.levels) if not (Path("models") / level).exists()]
-    needed = sum(room(settings, level) for level in levels) + 100_000_000
+    rooms = [room(settings, level) for level in levels]
+    needed = sum(rooms) + 2 * max(rooms, default=0) + 100_000_000  # checkpoints of the level that trains, too
     free = shutil.disk_usage(root()).free
     return Check(
         "disk", f"about {_gigabytes(needed)} needed, {_gigabytes(free)} free", "" if free > needed else "make room"
@@ -151,15 +153,14 @@ def outputs(lock: Path) -> Record | None:
 
 
 def _data(settings: Params) -> Check:
-    from lottery.files.data import load_split, load_test
+    from lottery.files.data import verify
     from lottery.files.sealed import OLDER
 
     path = settings.data_file
     if not path.exists():
         return Check("data", f"{path}: not here yet, `dvc repro` fetches it")
     try:
-        load_split(path, settings.validation_images, settings.data.scale)
-        load_test(path)
+        verify(path)
     except LotteryError as error:
         return Check("data", "not whole", str(error), fatal=OLDER not in str(error))
     return Check("data", f"{path}, verified")
@@ -208,33 +209,53 @@ def _checkpoints() -> Check:
 
 
 def _verified(record: Record) -> Check:
-    bad = [*damaged_outputs(record), *damaged_copies()]
+    bad = [*damaged_copies(), *damaged_outputs(record)]
     if bad:
-        return Check("contents", f"not what dvc.lock says: {', '.join(map(str, bad[:4]))}", "`lottery doctor --mend`")
+        return Check("contents", f"damaged: {', '.join(map(str, bad[:4]))}", "`lottery doctor --mend` removes them")
+    outs = {Path(path): md5.removesuffix(".dir") for stage in record.values() for path, md5 in stage.items()}
+    other = [path.as_posix() for path, md5 in outs.items() if path.exists() and digest(path) != md5]
+    if other:
+        remedy = "`dvc repro` makes them anew, `dvc checkout` restores them"
+        return Check("contents", f"not what dvc.lock says: {', '.join(other[:4])}", remedy, fatal=False)
     return Check("contents", "every output and every file of DVC's cache is what its sum says")
 
 
 def mend() -> list[str]:
-    """Remove what is not what its MD5 sum says, of DVC's cache and of the outputs; a line each."""
-    _, record = _lock()
-    return [_removed(path) for path in (*damaged_copies(), *damaged_outputs(record))]
+    """Remove what is damaged, of DVC's cache and of the outputs; a line each."""
+    record = outputs(LOCK) if LOCK.exists() else None
+    lines = []
+    for path in (*damaged_copies(), *damaged_outputs(record or {})):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        lines.append(f"removed {path}")
+    return lines
 
 
 def damaged_copies() -> list[Path]:
     """The files of DVC's cache whose content is not what their name says."""
-    files = (path for path in _cache().glob("??/*") if path.is_file())
-    return [path for path in files if digest(path) != (path.parent.name + path.name).removesuffix(".dir")]
+    found = []
+    for path in _cache().glob("??/*"):
+        name = (path.parent.name + path.name).removesuffix(".dir")
+        with suppress(FileNotFoundError):  # of a file that goes meanwhile
+            if re.fullmatch("[0-9a-f]{32}", name) and digest(path) != name:
+                found.append(path)
+    return found
 
 
 def damaged_outputs(record: Record) -> list[Path]:
-    """The outputs in the workspace that are not what dvc.lock says."""
-    outs = {Path(path): md5.removesuffix(".dir") for stage in record.values() for path, md5 in stage.items()}
-    return [path for path, md5 in outs.items() if path.exists() and digest(path) != md5]
+    """The levels and data sets in the workspace that fail their own sums."""
+    from lottery.files.artifacts import verify_level
+    from lottery.files.data import verify
 
-
-def _removed(path: Path) -> str:
-    shutil.rmtree(path) if path.is_dir() else path.unlink()
-    return f"removed {path}"
+    found = []
+    for path in (Path(each) for outs in record.values() for each in outs if Path(each).exists()):
+        try:
+            if path.parts[0] == "models":
+                verify_level(path)
+            elif path.parts[0] == "data":
+                verify(path)
+        except LotteryError:
+            found.append(path)
+    return found
 
 
 def _cache() -> Path:

@@ -2,57 +2,70 @@
 
 import json
 import shutil
+import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 import psutil
 
-from lottery import LotteryError
-from lottery.files.checkpoints import TRAINED
-from lottery.files.workplace import locked, root
+from lottery import LotteryError, params
+from lottery.files import checkpoints
+from lottery.files.workplace import HeldError, locked, root
 from lottery.stages import hashed
 
 COPIES = Path(".dvc/tmp/exps")  # where `dvc exp run --temp` and the queue put their copies of the repository
+WEEK, DAY = 7 * 86_400, 86_400  # seconds
 
 
 def stale() -> list[Path]:
     """Checkpoints that no stage goes on from, and the copies and scratch folders of runs that are over."""
-    places = root() / ".lottery"
-    found = [folder for folder in places.glob("checkpoints/*/") if _is_stale(folder)]
-    found += [folder for pattern in ("standalone/*/", "temp/*/") for folder in (root() / COPIES).glob(pattern)]
-    found += places.glob("tmp/*/")
-    used = _used()
-    return [folder for folder in found if not any(folder == each or folder in each.parents for each in used)]
+    return [folder for folder in (root() / ".lottery/checkpoints").glob("*/") if _is_free(folder, is_old)] + left_over()
 
 
-def _is_stale(folder: Path) -> bool:
-    """Whether checkpoints are of a stage that trained to its end, or of other sources or parameters than this folder's.
-
-    Never where a process has them open.
-    """
-    with suppress(LotteryError), locked(folder / "lock", "", "", patience=0):
-        try:
-            about = json.loads((folder / "about.json").read_text(encoding="utf-8"))
-            return (folder / TRAINED).exists() or hashed.inputs(about["stage"]) != about["inputs"]
-        except (OSError, ValueError, KeyError):
-            return True
+def _is_free(folder: Path, is_old: Callable[[Path], bool]) -> bool:
+    with suppress(HeldError, OSError), locked(folder / "lock", patience=0):
+        return is_old(folder)
     return False
 
 
-def _used() -> set[Path]:
-    """The folders in which processes run."""
+def is_old(folder: Path) -> bool:
+    """Whether checkpoints are of a stage that trained to its end, or were not gone on with for a week.
+
+    After a week those stay that a stage of this folder, as it is, would go on from.
+    """
+    if (folder / checkpoints.TRAINED).exists():
+        return True
+    if time.time() - max(file.stat().st_mtime for file in folder.glob("*[!k]")) < WEEK:
+        return False
+    try:
+        about = json.loads((folder / "about.json").read_text(encoding="utf-8"))
+        return bool(hashed.inputs(about["stage"]) != about["inputs"])
+    except (OSError, ValueError, KeyError):
+        return True
+
+
+def left_over() -> list[Path]:
+    """Copies of the repository for DVC experiments, and scratch folders, that no process has used for a day."""
+    found = [*(root() / COPIES).glob("standalone/tmp*/"), *(root() / COPIES).glob("tmp*/")]
+    found += (root() / ".lottery/tmp").glob("*/")
     used = set()
     for process in psutil.process_iter():
         with suppress(psutil.Error, OSError):
             used.add(Path(process.cwd()))
-    return used
+    day = time.time() - DAY
+    old = [folder for folder in found if folder.stat().st_mtime < day]
+    return [folder for folder in old if not any(folder == each or folder in each.parents for each in used)]
 
 
 def tidy() -> list[str]:
-    """Remove what is stale: a line for each, with what it took."""
-    lines = []
-    for folder in stale():
-        size = sum(file.lstat().st_size for file in folder.rglob("*") if not file.is_dir())
+    """Remove what is stale: a line for each, with what it took. Raises LotteryError where that cannot be told."""
+    if not Path("dvc.yaml").exists():
+        raise LotteryError("dvc.yaml: not here; run this in the folder that holds it")
+    params.load()  # with mistakes in it, nobody knows what a stage would go on from
+    removed = checkpoints.remove(is_old)
+    for folder in left_over():
+        removed.append((folder, sum(file.lstat().st_size for file in folder.rglob("*") if not file.is_dir())))
         shutil.rmtree(folder, ignore_errors=True)
-        lines.append(f"removed {folder.relative_to(root())}: {size / 1e6:.1f} MB")
+    lines = [f"removed {folder.relative_to(root())}: {size / 1e6:.1f} MB" for folder, size in removed]
     return lines or ["nothing to remove"]

@@ -19,7 +19,7 @@ from lottery import LotteryError, params
 from lottery.files.artifacts import load_history, load_masks, load_parameters, load_rewound, load_twins
 from lottery.files.data import load_split, load_test
 from lottery.files.sealed import verify_folder
-from lottery.stages.levels import check_level
+from lottery.stages.levels import check_level, check_origin
 
 Corruption = Callable[[Path, random.Random], None]
 LEVELS = ("dense", "p50", "p75", "p80-at-once")
@@ -116,6 +116,7 @@ def _read(file: str) -> None:
         load_test(p.data_file)
     else:
         check_level(p, folder.name)
+        check_origin(p, folder.name)
         load_masks(folder)
         for state in ("initial", "final", "early_stopping"):
             load_parameters(folder, state)
@@ -184,7 +185,7 @@ def test_a_level_of_another_run_is_told_from_its_own(
     monkeypatch.chdir(tmp_path)
     p = params.load()
     with pytest.raises(LotteryError, match=r"^models/p75: was not made from what models/p50 holds; `dvc repro`"):
-        check_level(p, "p75")
+        check_origin(p, "p75")
 
 
 STAGES = [

@@ -381,6 +381,7 @@ def train(
         states = [state for state in earlier[rows] if state]
         state = State.joined(states) if states else State.begin(task, start.rows(rows))
         groups.append(Group(rows.start, task, masks and masks.rows(rows), lessons, engines.shared(state)))
+    del earlier
     engines.run(groups, threads, advanced)
     states = [group.state for group in groups]
     rewound = [group.state.rewound for group in groups if group.task.recipe.rewind]

@@ -58,8 +58,9 @@ def _begin(work: object) -> None:
     _worker.work = work
     parent = multiprocessing.parent_process()
     if parent:
-        # ctrl-C reaches every process of the terminal; the parent ends its workers, and they end if it is killed
+        # ctrl-C and a closed terminal reach every process; the parent ends its workers, and they end if it is killed
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
 

@@ -28,6 +28,7 @@ from torch import Tensor
 from lottery.core.arms import Rows
 from lottery.core.layout import Layout, described, description
 from lottery.core.stack import Masks, Stack, everything
+from lottery.files import data
 from lottery.files.sealed import MISSING, DamagedError, Sealed, opened, sealed
 from lottery.files.workplace import replacing
 
@@ -77,6 +78,11 @@ def save_level(level: Level, folder: Path, made_from: Mapping[str, str]) -> None
         facts = _facts(layout, level.path, level.rows) | {"made_from": dict(made_from), "files": seals}
         masks, _ = sealed(packed, facts)
         (new / MASKS).write_bytes(masks)
+
+
+def made_from(data_file: Path, levels: Mapping[str, Path]) -> dict[str, str]:
+    """The seals of what a level's networks are made from: the data, and by what they are to it folders of levels."""
+    return {"data": data.seal(data_file)} | {name: load_contents(folder).seal for name, folder in levels.items()}
 
 
 def _facts(layout: Layout, path: tuple[float, ...], rows: Rows) -> dict[str, Any]:
@@ -175,6 +181,16 @@ def _seals(folder: Path) -> dict[str, str]:
     with _opened(folder / MASKS) as file:
         seals: dict[str, str] = file.facts["files"]
         return seals
+
+
+def verify_level(folder: Path) -> None:
+    """Raise LotteryError where a file of a level's folder is missing or damaged."""
+    load_masks(folder)
+    load_history(folder)
+    load_twins(folder)
+    with _part(folder, WEIGHTS) as (file, _):
+        for name in file.names:
+            file[name]
 
 
 @contextmanager

@@ -6,12 +6,12 @@ before: until DVC has recorded the stage's outputs, a kill makes it run again.
 """
 
 import json
-import math
+import os
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from hashlib import sha256
@@ -21,14 +21,14 @@ from shutil import rmtree
 import numpy as np
 import torch
 
-from lottery import LotteryError
 from lottery.core.images import Split
 from lottery.core.stack import Masks, Stack
 from lottery.core.training import Group, State, Task
 from lottery.files.sealed import DamagedError, digest_of_tensor, sealed
 from lottery.files.sealed import opened as opened_file
-from lottery.files.workplace import durable, locked, root
+from lottery.files.workplace import HeldError, durable, locked, root
 
+OPERATORS = ("MKL_", "ONEDNN_", "DNNL_", "ATEN_")  # begin the names of variables
 TRAINED = "trained"  # an empty file in the folder of a stage that trained to its end
 
 
@@ -40,8 +40,8 @@ def key(inputs: Mapping[str, object], split: Split, start: Stack, masks: Masks, 
     - ``split``, the images, their order and their scaling, by which the pixels of a state are arranged;
     - ``start`` and ``masks``, which hold all that the dense and the parent's networks decide;
     - ``tasks``, one per network: its seed, path and recipe fix its batches and learning rates;
-    - the versions of torch and numpy and the processor's capability, by which torch chooses its operators, because
-      other operators round in another way.
+    - the versions of torch and numpy, the processor and its capability, and the variables by which their operators are
+      chosen, because other operators round in another way.
 
     The number of threads is not in it, because no network's bits depend on what it is stacked with.
     """
@@ -52,9 +52,18 @@ def key(inputs: Mapping[str, object], split: Split, start: Stack, masks: Masks, 
         "scaling": repr(split.scaling),
         "tasks": [task.key for task in tasks],
         "versions": [torch.__version__, np.__version__],
-        "capability": torch.backends.cpu.get_cpu_capability(),
+        "processor": [torch.backends.cpu.get_cpu_capability(), *_processor()],
+        "variables": sorted(each for each in os.environ.items() if each[0].startswith(OPERATORS)),
     }
     return sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def _processor() -> list[str]:
+    """The vendor, family and model of the processor, by which MKL chooses its operators; empty but on Linux."""
+    with suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").partition("\n\n")[0].splitlines()
+        return [line for line in lines if line.startswith(("vendor_id", "cpu family", "model"))]
+    return []
 
 
 @dataclass
@@ -66,7 +75,8 @@ class Checkpoints:
     _kept: dict[int, State] = field(default_factory=dict)  # not saved yet, by the row of their first network
     _writer: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "checkpoints"))
     _writing: Future[None] | None = None
-    _begun: float = field(default_factory=time.monotonic)  # when that was, or the stage
+    _begun: float = field(default_factory=time.monotonic)  # when the last writing began, or the stage
+    _failed: bool = False
 
     def load(self, row: int, task: Task) -> State | None:
         """The saved state of a row's network; None where there is none, or, after a line, where it is damaged."""
@@ -92,16 +102,17 @@ class Checkpoints:
             self._writing = self._writer.submit(self._write, dict(self._kept))
             self._kept.clear()
 
-    def save(self) -> None:
-        """Save all that is kept."""
+    def save(self) -> bool:
+        """Save all that is kept; whether nothing is left."""
         if self._writing:
             self._writing.result()
-        self._write(self._kept)
+        kept = dict(self._kept)
         self._kept.clear()
+        self._write(kept)
+        return not self._kept
 
     def _write(self, kept: Mapping[int, State]) -> None:
-        if math.isinf(self.every):
-            return
+        """Write states; what cannot be written is kept for the next time."""
         try:
             for first, states in kept.items():
                 for place in range(len(states.parameters)):
@@ -109,37 +120,59 @@ class Checkpoints:
                     with durable(self.folder / f"{first + place}.safetensors") as path:
                         path.write_bytes(content)
         except OSError as error:  # it costs no result
-            self.every = math.inf
-            what = f"{error.filename or self.folder}: {error.strerror}"
-            print(f"{what}: training goes on without checkpoints", file=sys.stderr)
+            for first, states in kept.items():
+                self._kept.setdefault(first, states)
+            if not self._failed:
+                what = f"{error.filename or self.folder}: {error.strerror}"
+                print(f"{what}: training goes on without checkpoints until they can be written", file=sys.stderr)
+            self._failed = True
 
 
 @contextmanager
-def opened(name: str, every: float, stage: str, inputs: Mapping[str, object]) -> Iterator[Checkpoints]:
+def opened(name: str, every: float, stage: str, inputs: Mapping[str, object]) -> Iterator[Checkpoints | None]:
     """The checkpoints of this `key`, for this process alone; however the block ends, all that is kept is saved.
 
-    Raises LotteryError where another process has them.
+    None, after a line, where another process has them, as two DVC experiments may that differ in later levels alone.
     """
     folder = _folder() / name
-    with locked(folder / "lock", stage, "trains the same networks in another folder"):
+    with ExitStack() as held:
+        try:
+            held.enter_context(locked(folder / "lock"))
+        except HeldError as holder:
+            line = f"{stage}: process {holder} trains the same networks; this one trains them too, without checkpoints"
+            print(line, file=sys.stderr)
+            yield None
+            return
         remove_trained()
-        (folder / "about.json").write_text(json.dumps({"stage": stage, "inputs": dict(inputs)}, indent=2))
+        with suppress(OSError):
+            (folder / TRAINED).unlink(missing_ok=True)
+            with durable(folder / "about.json") as path:
+                path.write_text(json.dumps({"stage": stage, "inputs": dict(inputs)}, indent=2))
         checkpoints = Checkpoints(folder, every)
         try:
             yield checkpoints
-            checkpoints.save()
-            (folder / TRAINED).touch()
         except BaseException:
             checkpoints.save()
             raise
+        if checkpoints.save():
+            with suppress(OSError):
+                (folder / TRAINED).touch()
 
 
 def remove_trained() -> None:
     """Remove the folders of stages that trained to their ends, and that no process has open."""
+    remove(lambda folder: (folder / TRAINED).exists())
+
+
+def remove(is_old: Callable[[Path], bool]) -> list[tuple[Path, int]]:
+    """Remove the folders of checkpoints that are old, and that no process has open: them, and their bytes."""
+    removed = []
     for folder in _folder().glob("*/"):
-        with suppress(LotteryError), locked(folder / "lock", "", "", patience=0):
-            if (folder / TRAINED).exists():
-                rmtree(folder)
+        with suppress(HeldError, OSError), locked(folder / "lock", patience=0):
+            if is_old(folder):
+                removed.append((folder, sum(file.stat().st_size for file in folder.iterdir())))
+                rmtree(folder, ignore_errors=True)
+    return removed
 
 
 def _folder() -> Path:

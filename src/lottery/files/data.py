@@ -293,6 +293,13 @@ def _standard(pixels: Tensor, path: Path) -> Scaling:
     return Scaling(total / count, math.sqrt(count * squares - total * total) / count)
 
 
+def verify(path: Path) -> None:
+    """Raise LotteryError where a data file is missing or damaged."""
+    with _opened(path) as file:
+        for name in TENSORS:
+            file[name]
+
+
 def seal(path: Path) -> str:
     """The seal of a data file, which stands for all its images. Raises LotteryError when it is missing or broken."""
     with _opened(path) as file:

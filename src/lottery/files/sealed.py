@@ -4,6 +4,7 @@ A sealed file is a safetensors file. Its metadata are facts about the tensors, i
 each tensor; the seal is the sum of all these. Who has the seal of a file knows all that is in it.
 """
 
+import errno
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
@@ -19,6 +20,7 @@ from torch import Tensor
 from lottery import LotteryError
 
 SUMS = "SHA256SUMS"  # of a folder's other files, as `sha256sum -c` reads them
+UNREADABLE = (errno.EACCES, errno.EPERM, errno.EIO, errno.EMFILE, errno.ENFILE)
 # remedies; of the first: DVC takes what it linked from its cache for whole, and then the cache's copy is damaged too
 MEND = "`lottery doctor --mend` removes what is damaged, in DVC's cache too, and `dvc repro` makes it anew"
 MISSING = "`dvc repro` makes it, `dvc checkout` restores a version that was here before"
@@ -47,6 +49,11 @@ class Sealed:
     _sums: Mapping[str, str]
     _file: Any
 
+    @property
+    def names(self) -> list[str]:
+        """The names of its tensors."""
+        return list(self._sums)
+
     def __contains__(self, name: str) -> bool:
         return name in self._sums
 
@@ -68,8 +75,12 @@ def sealed(tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> tuple[byt
 
 @contextmanager
 def opened(path: Path) -> Iterator[Sealed]:
-    """Open a sealed file. Whatever is wrong with it, met on opening or in the block, is a DamagedError."""
+    """Open a sealed file. Whatever is wrong with it, met on opening or in the block, is a DamagedError.
+
+    Raises LotteryError where the system does not let it be read.
+    """
     try:
+        path.open("rb").close()
         with safe_open(path, framework="pt") as file:
             content = json.loads((file.metadata() or {}).get("lottery", "{}"))
             if "seal" not in content:
@@ -80,7 +91,11 @@ def opened(path: Path) -> Iterator[Sealed]:
             yield Sealed(content["facts"], seal, content["sums"], file)
     except FileNotFoundError as error:
         raise DamagedError("missing", MISSING) from error
-    except (OSError, SafetensorError, LookupError, AttributeError, TypeError, ValueError, RuntimeError) as error:
+    except OSError as error:
+        if error.errno in UNREADABLE:
+            raise LotteryError(f"{path}: cannot be read: {error.strerror}; see to it that it can") from error
+        raise DamagedError("truncated or altered") from error
+    except (SafetensorError, LookupError, AttributeError, TypeError, ValueError, RuntimeError) as error:
         raise DamagedError("truncated or altered") from error
 
 

@@ -10,8 +10,6 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from lottery import LotteryError
-
 PATIENCE = 20  # seconds that a process whose DVC was killed has to end
 
 
@@ -76,6 +74,9 @@ def _to_disk(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network disks know it of files alone
+            raise
     finally:
         os.close(descriptor)
 
@@ -84,25 +85,29 @@ def _to_disk(path: Path) -> None:
 def durable(target: Path) -> Iterator[Path]:
     """A path to write a file at, which is on the disk before it takes the target's place."""
     path = target.with_name(f".{target.name}.new")
-    yield path
-    _to_disk(path)
-    path.replace(target)
+    try:
+        yield path
+        _to_disk(path)
+        path.replace(target)
+    finally:
+        path.unlink(missing_ok=True)
+
+
+class HeldError(Exception):
+    """Another process holds a lock: its id."""
 
 
 @contextmanager
-def locked(lock: Path, name: str, does: str, patience: float | None = None) -> Iterator[None]:
-    """Hold a lock. Raises LotteryError where another process has it, by the ``name`` of what that ``does``."""
+def locked(lock: Path, patience: float | None = None) -> Iterator[None]:
+    """Hold a lock. Raises HeldError where another process has it for longer than ``patience`` seconds."""
     lock.parent.mkdir(parents=True, exist_ok=True)
     held, holder = FileLock(lock), lock.with_suffix(".pid")
     try:
         held.acquire(timeout=PATIENCE if patience is None else patience)
     except Timeout:
-        pid = holder.read_text() if holder.exists() else "?"
-        raise LotteryError(
-            f"{name}: process {pid} {does} already; wait for its end or end it, then `dvc repro`"
-        ) from None
-    holder.write_text(str(os.getpid()))
+        raise HeldError(holder.read_text() if holder.exists() else "?") from None
     try:
+        holder.write_text(str(os.getpid()))
         yield
     finally:
         held.release()

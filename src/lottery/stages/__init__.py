@@ -26,8 +26,8 @@ STAGE = os.environ.get("DVC_STAGE", "")  # empty where a person starts a stage w
 BEGAN_WITH = hashed.inputs(STAGE) if STAGE and Path("dvc.yaml").exists() else {}
 OTHER_ROOM = 70_000_000  # bytes that `download` writes for MNIST, its sources too; `evaluate` and `plot` need less
 ENDED = (
-    "run.threads: a worker was ended from outside, as happens where memory runs out: `dvc repro` starts this stage "
-    "anew; with fewer run.threads it takes less memory"
+    "run.threads: a worker was ended from outside, as happens where memory runs out: `dvc repro` goes on from what was "
+    "saved of this stage; with fewer run.threads it takes less memory"
 )
 STARTER = hashed.starter() if STAGE else None
 

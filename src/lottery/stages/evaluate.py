@@ -27,7 +27,7 @@ from lottery.files.workplace import replacing
 from lottery.params import Params
 from lottery.plan import BEFORE_TRAINING
 from lottery.stages import run, threads
-from lottery.stages.levels import check_level
+from lottery.stages.levels import check_level, check_origin
 from lottery.stages.progress import report
 
 MODELS, METRICS, TABLES = Path("models"), Path("reports/metrics.json"), Path("reports/tables")
@@ -42,6 +42,7 @@ def main() -> None:
         tracked.connect()
         for name in ("dense", *p.order):
             check_level(p, name)
+            check_origin(p, name)
         on_test, on_train = images(p)
         networks = measure(p, on_test, on_train)
         levels = summarize(networks).assign(trainings=lambda table: table["level"].map(lambda name: trainings(p, name)))

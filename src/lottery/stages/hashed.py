@@ -10,7 +10,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ import yaml
 import lottery
 from lottery import LotteryError, params
 from lottery.files.digests import digest, digest_of_files
-from lottery.files.workplace import locked
+from lottery.files.workplace import HeldError, locked
 from lottery.stages.signals import AGAIN
 
 PARAMS = "params.yaml: "  # before a key, in the name of an input
@@ -96,7 +96,12 @@ def check_unchanged(stage: str, before: dict[str, object]) -> None:
 def sole(stage: str) -> Iterator[None]:
     """Hold the lock of a stage's outputs in this working folder. Raises LotteryError where another process has it."""
     name = _short(stage)
-    with locked(LOCKS / f"{name}.lock", name, "runs it in this folder"):
+    with ExitStack() as held:
+        try:
+            held.enter_context(locked(LOCKS / f"{name}.lock"))
+        except HeldError as holder:
+            remedy = "wait for its end or end it, then `dvc repro`"
+            raise LotteryError(f"{name}: process {holder} runs it in this folder already; {remedy}") from None
         yield
 
 

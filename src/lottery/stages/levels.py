@@ -3,8 +3,7 @@
 from pathlib import Path
 
 from lottery import LotteryError
-from lottery.files import data
-from lottery.files.artifacts import Contents, load_contents, load_history
+from lottery.files.artifacts import Contents, load_contents, load_history, made_from
 from lottery.params import Params
 
 MODELS = Path("models")
@@ -27,21 +26,17 @@ def check_level(p: Params, level: str) -> Contents:
                 f"{folder}: has {name} {_shown(has)}, but params.yaml asks for {_shown(wants)}; `dvc repro` makes it "
                 "anew"
             )
-    for source, seal in made_from(p, level).items():
-        if held.made_from.get(source) != seal:
-            other = p.data_file if source == "data" else MODELS / _levels_above(p, level)[source]
-            raise LotteryError(f"{folder}: was not made from what {other} holds; `dvc repro` makes it anew")
     return held
 
 
-def made_from(p: Params, level: str) -> dict[str, str]:
-    """The seals of the files that decide a level's networks, by what they are to it."""
-    seals = {source: load_contents(MODELS / name).seal for source, name in _levels_above(p, level).items()}
-    return {"data": data.seal(p.data_file)} | seals
-
-
-def _levels_above(p: Params, level: str) -> dict[str, str]:
-    return {} if level == "dense" else {"dense": "dense", "parent": p.levels[level].parent}
+def check_origin(p: Params, level: str) -> None:
+    """Raise LotteryError unless a level was made from the data, the dense level and the parent that are here."""
+    above = {} if level == "dense" else {"dense": MODELS / "dense", "parent": MODELS / p.levels[level].parent}
+    held = load_contents(MODELS / level).made_from
+    for source, seal in made_from(p.data_file, above).items():
+        if held.get(source) != seal:
+            what = above.get(source, p.data_file)
+            raise LotteryError(f"{MODELS / level}: was not made from what {what} holds; `dvc repro` makes it anew")
 
 
 def _shown(values: tuple[object, ...]) -> str:

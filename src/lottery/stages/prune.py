@@ -8,9 +8,9 @@ from lottery.core import experiment
 from lottery.core.experiment import Pruning
 from lottery.core.ingredients import Ingredients
 from lottery.core.pruning import Evidence
-from lottery.files.artifacts import load_masks, load_parameters, load_rewound, save_level
+from lottery.files.artifacts import load_masks, load_parameters, load_rewound, made_from, save_level
 from lottery.stages import level_name, run
-from lottery.stages.levels import check_level, made_from
+from lottery.stages.levels import check_level
 from lottery.stages.training import load_images, recipe, trainer
 
 
@@ -25,6 +25,7 @@ def main() -> None:
         held = check_level(p, above)
         if above != "dense":
             check_level(p, "dense")
+        origin = made_from(p.data_file, {"dense": Path("models/dense"), "parent": parent})
         pruned = held.rows.of(p.prune.source if held.path else "dense")
         initial, final = (load_parameters(parent, which).rows(pruned) for which in ("initial", "final"))
         path = (*held.path, p.levels[name].sparsity)
@@ -43,7 +44,7 @@ def main() -> None:
             replace(recipe(p), start=p.prune.rewind),
         )
         level = experiment.level(ingredients, p.arms(name), trainer(p, name, images, tracked.watch), p.train.twins)
-        save_level(level, folder, made_from(p, name))
+        save_level(level, folder, origin)
         tracked.log_level(folder)
 
 

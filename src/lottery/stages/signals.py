@@ -7,7 +7,7 @@ from types import FrameType
 from typing import Any
 
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-AGAIN = 3.0  # seconds within which a second signal is the first one's echo, and does not disturb the saving
+AGAIN = 10.0  # seconds within which a second signal is the first one's echo, and does not disturb the saving
 
 _last = -AGAIN
 

@@ -5,9 +5,8 @@ from pathlib import Path
 
 from lottery import params, tracking
 from lottery.core import experiment
-from lottery.files.artifacts import save_level
+from lottery.files.artifacts import made_from, save_level
 from lottery.stages import run
-from lottery.stages.levels import made_from
 from lottery.stages.training import load_images, recipe, trainer
 
 
@@ -16,6 +15,7 @@ def main() -> None:
     p = params.load()
     folder = Path("models/dense")
     with tracking.stage(p, "dense") as tracked:
+        origin = made_from(p.data_file, {})
         level = experiment.dense(
             p.layout,
             p.network.initialization,
@@ -24,7 +24,7 @@ def main() -> None:
             trainer(p, "dense", load_images(p), tracked.watch),
             p.train.twins,
         )
-        save_level(level, folder, made_from(p, "dense"))
+        save_level(level, folder, origin)
         tracked.log_level(folder)
 
 

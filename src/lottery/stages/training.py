@@ -8,12 +8,12 @@ from lottery.core.experiment import Train
 from lottery.core.images import Split
 from lottery.core.schedules import Constant, Cosine, Schedule, Step, WarmUp
 from lottery.core.stack import Masks, Stack
-from lottery.core.training import DivergedError, Group, Recipe, Task, Trained, train
+from lottery.core.training import DivergedError, Group, Recipe, State, Task, Trained, train
 from lottery.files import checkpoints
 from lottery.files.checkpoints import Checkpoints
 from lottery.files.data import load_split
 from lottery.params import Params
-from lottery.stages import BEGAN_WITH, STAGE, threads
+from lottery.stages import BEGAN_WITH, STAGE, hashed, threads
 from lottery.stages.progress import report
 
 
@@ -49,6 +49,7 @@ def trainer(params: Params, level: str, images: Split, watch: Callable[[Group], 
         tasks = [Task(start.layout, (seed,), tuple(path), recipe) for seed, recipe in zip(seeds, recipes, strict=True)]
         if not BEGAN_WITH:  # a person started the stage without DVC, and nobody knows which sources run
             return go_on(start, masks, tasks, None)
+        hashed.check_unchanged(STAGE, BEGAN_WITH)  # what is saved is of the sources that the key names
         key = checkpoints.key(BEGAN_WITH, images, start, masks, tasks)
         with checkpoints.opened(key, params.run.checkpoint_every, STAGE, BEGAN_WITH) as saved:
             return go_on(start, masks, tasks, saved)
@@ -67,6 +68,11 @@ def trainer(params: Params, level: str, images: Split, watch: Callable[[Group], 
                 flush=True,
             )
 
+        def take(row: int) -> State | None:
+            """A state that nobody else holds while it is trained."""
+            state, earlier[row] = earlier[row], None
+            return state
+
         def advanced(group: Group) -> None:
             if saved:
                 saved.keep(group)
@@ -78,7 +84,7 @@ def trainer(params: Params, level: str, images: Split, watch: Callable[[Group], 
         try:
             return train(
                 start, masks, seeds, tasks[0].path, images, recipes,
-                threads=threads(params), saved=earlier.__getitem__, advanced=advanced,
+                threads=threads(params), saved=take, advanced=advanced,
             )  # fmt: skip
         except DivergedError as error:
             raise LotteryError(
