@@ -36,7 +36,8 @@ def is_old(folder: Path) -> bool:
     """
     if (folder / checkpoints.TRAINED).exists():
         return True
-    if time.time() - max(file.stat().st_mtime for file in folder.glob("*[!k]")) < WEEK:
+    saved = (file.stat().st_mtime for pattern in ("*.safetensors", "about.json") for file in folder.glob(pattern))
+    if time.time() - max(saved, default=0) < WEEK:
         return False
     try:
         about = json.loads((folder / "about.json").read_text(encoding="utf-8"))
