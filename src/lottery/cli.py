@@ -128,7 +128,7 @@ def doctor(arguments: argparse.Namespace) -> int:
     if arguments.mend:
         for line in mend():
             print(line)
-    return 0 if report(arguments.deep or arguments.mend, lambda line: print(line, flush=True)) else 1
+    return 0 if report(arguments.deep or arguments.mend) else 1
 
 
 def tidy(arguments: argparse.Namespace) -> int:

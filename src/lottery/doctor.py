@@ -6,7 +6,7 @@ import shutil
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -267,10 +267,10 @@ def _gigabytes(number: float) -> str:
     return f"{number / 1e9:.1f} GB"
 
 
-def report(deep: bool, say: Callable[[str], object] = print) -> bool:
-    """Say each check's line; whether the pipeline can run."""
+def report(deep: bool) -> bool:
+    """Print each check's line; whether the pipeline can run."""
     runs = True
     for check in checks(deep):
-        say(str(check))
+        print(check, flush=True)  # some take a second
         runs = runs and not (check.remedy and check.fatal)
     return runs

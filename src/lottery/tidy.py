@@ -3,7 +3,6 @@
 import json
 import shutil
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -20,10 +19,10 @@ WEEK, DAY = 7 * 86_400, 86_400  # seconds
 
 def stale() -> list[Path]:
     """Checkpoints that no stage goes on from, and the copies and scratch folders of runs that are over."""
-    return [folder for folder in (root() / ".lottery/checkpoints").glob("*/") if _is_free(folder, is_old)] + left_over()
+    return [folder for folder in (root() / ".lottery/checkpoints").glob("*/") if _is_free_and_old(folder)] + left_over()
 
 
-def _is_free(folder: Path, is_old: Callable[[Path], bool]) -> bool:
+def _is_free_and_old(folder: Path) -> bool:
     with suppress(HeldError, OSError), locked(folder / "lock", patience=0):
         return is_old(folder)
     return False
