@@ -23,7 +23,7 @@ from lottery.core.images import Images, Scaling, Split
 from lottery.core.layout import perceptron
 from lottery.core.schedules import Constant, Cosine
 from lottery.core.stack import Masks, Stack, initialize
-from lottery.core.training import Group, Recipe, Task, Trained, train
+from lottery.core.training import Group, Recipe, State, Task, Trained, train
 from lottery.files import checkpoints, workplace
 from lottery.files.checkpoints import Checkpoints, key, opened, remove_trained
 
@@ -104,14 +104,43 @@ def test_only_what_is_missing_is_trained(workspace: Path, make_split: MakeSplit)
     assert len(done) == evaluations - 30
 
 
-def test_the_states_of_trained_networks_are_saved_and_used(workspace: Path, make_split: MakeSplit) -> None:
+def test_the_states_of_trained_networks_stay_until_another_stage_begins(workspace: Path, make_split: MakeSplit) -> None:
+    """Until DVC has recorded the outputs, a kill makes the stage run again."""
     split = make_split(50, 30, 12, 4)
-    with opened("k", 1000, "train", {}) as saved:
-        first = _train(split, saved, advanced=saved.keep)
+
+    def advanced(group: Group) -> None:
+        assert saved
+        saved.keep(group)
+        saved.finish()
+
+    with opened("k", 0, "train", {}) as saved:
+        first = _train(split, saved, advanced=advanced)
+    assert saved
     assert (saved.folder / checkpoints.TRAINED).exists()
     with opened("k", 1000, "train", {}) as saved:
         again = _train(split, saved, advanced=lambda group: pytest.fail("it trained"))
     assert _bytes(again) == _bytes(first)
+
+
+def test_what_a_signal_interrupts_is_not_kept(
+    workspace: Path, make_split: MakeSplit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A copy of a state in whose middle Ctrl-C comes: the state before is what is saved."""
+    split, copy_from = make_split(50, 30, 12, 4), State.copy_from
+
+    def interrupted(state: State, other: State) -> None:
+        if int(other.evaluated) < 6:
+            return copy_from(state, other)
+        state.parameters.flat.copy_(other.parameters.flat)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(State, "copy_from", interrupted)
+    with suppress(KeyboardInterrupt), opened("k", 1000, "train", {}) as saved:
+        assert saved
+        _train(split, saved, advanced=saved.keep)
+        pytest.fail("it was not interrupted")
+    with opened("k", 20, "train", {}) as saved:
+        assert _bytes(_train(split, saved)) == _bytes(_train(split))
 
 
 # --- what a name stands for ------------------------------------------------------------------------------------------
@@ -259,30 +288,43 @@ def test_a_disk_without_room_costs_a_line_and_nothing_once_there_is_room(
 ) -> None:
     split = make_split(50, 30, 12, 4)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    try:
-        with opened("k", 0, "train", {}) as saved:
-            assert saved
-            resource.setrlimit(resource.RLIMIT_FSIZE, (3000, limits[1]))  # as a full disk does; Python ignores SIGXFSZ
-            trained = _train(split, saved, advanced=saved.keep)
-            assert not saved.save()
+    done: list[Group] = []
+
+    def advanced(group: Group) -> None:
+        assert saved
+        saved.keep(group)
+        done.append(group)
+        if len(done) == 30:
+            saved.finish()
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+            raise KeyboardInterrupt
+
+    try:
+        with suppress(KeyboardInterrupt), opened("k", 0, "train", {}) as saved:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (3000, limits[1]))  # as a full disk does; Python ignores SIGXFSZ
+            _train(split, saved, group=1, advanced=advanced)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert _bytes(trained) == _bytes(_train(split))
     line = r"\S+/k(/\S+)?: File too large: training goes on without checkpoints until they can be written\n"
     assert re.fullmatch(line, capsys.readouterr().err)
     with opened("k", 1000, "train", {}) as saved:
-        again = _train(split, saved, advanced=lambda group: pytest.fail("it trained"))
-    assert _bytes(again) == _bytes(trained)
+        again = _train(split, saved, group=1, advanced=done.append)
+    assert len(done) == sum(len(recipe.evaluations) for recipe in _recipes())
+    assert _bytes(again) == _bytes(_train(split))
 
 
 def test_checkpoints_that_somebody_removes_cost_no_result(workspace: Path, make_split: MakeSplit) -> None:
     split = make_split(50, 30, 12, 4)
-    with opened("k", 0, "train", {}) as saved:
+
+    def advanced(group: Group) -> None:
         assert saved
-        trained = _train(split, saved, advanced=saved.keep)
-        shutil.rmtree(workspace / ".lottery")
-    assert _bytes(trained) == _bytes(_train(split))
+        saved.keep(group)
+        if group.iteration == 20:
+            saved.finish()
+            shutil.rmtree(workspace / ".lottery", ignore_errors=True)
+
+    with opened("k", 0, "train", {}) as saved:
+        assert _bytes(_train(split, saved, advanced=advanced)) == _bytes(_train(split))
 
 
 def _hold(name: str, ready: Any, over: Any) -> None:
@@ -331,6 +373,7 @@ def test_no_checkpoint_is_half_written(workspace: Path, make_split: MakeSplit) -
     _interrupted(split, "k", 12, group=1)
     folder = workspace / ".lottery/checkpoints/k"
     (folder / ".0.safetensors.new").write_bytes(b"half")
-    with opened("k", 20, "train", {}) as saved:
+    with opened("k", 0, "train", {}) as saved:
+        assert saved
         assert _bytes(_train(split, saved, advanced=saved.keep)) == _bytes(_train(split))
     assert not list(folder.glob(".*.new"))

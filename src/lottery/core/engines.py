@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from lottery.core.workers import Workers
+from lottery.core.workers import Workers, one_thread
 
 if TYPE_CHECKING:
     from lottery.core.training import Group, State
 
 
+@one_thread()  # what `advanced` copies takes no processor from the workers
 def run(groups: Sequence[Group], threads: int, advanced: Callable[[Group], None]) -> None:
     """Advance all groups to their ends in up to ``threads`` processes; call ``advanced`` here after each evaluation.
 

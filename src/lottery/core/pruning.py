@@ -5,8 +5,7 @@ scores are kept, counted exactly: no threshold, so ties and zeros cannot prune t
 is one function here and its entry in `CRITERIA`.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +16,7 @@ from lottery.core.images import Images, Split
 from lottery.core.layout import Kind
 from lottery.core.randomness import generator
 from lottery.core.stack import Masks, Stack
+from lottery.core.workers import one_thread
 
 Scores = Stack  # of float32 or float64; the highest are kept
 
@@ -39,17 +39,6 @@ class Evidence:
 
 
 Criterion = Callable[[Evidence, Masks], Scores]  # the masks are those that are pruned further
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Work on one thread: the sums of several may depend on their number."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def magnitude(evidence: Evidence, masks: Masks) -> Scores:
@@ -77,7 +66,7 @@ def random(evidence: Evidence, masks: Masks) -> Scores:
     return scores
 
 
-@_one_thread()
+@one_thread()
 def snip(evidence: Evidence, masks: Masks) -> Scores:
     """|w dL/dw| before training, L the mean cross-entropy on training images (Lee et al. 2019, section 4).
 
@@ -96,7 +85,7 @@ def _of_each_class(images: Images, count: int, seed: int) -> Tensor:
     return torch.cat([order[labels == label][:count] for label in range(int(labels.max()) + 1)])
 
 
-@_one_thread()
+@one_thread()
 def synflow(evidence: Evidence, masks: Masks) -> Scores:
     """|w| dR/d|w| before training, R the sum of the outputs of the network of kept |w| without biases for an input of
     ones (Tanaka et al. 2020, algorithm 1).

@@ -17,6 +17,7 @@ from datetime import datetime
 from hashlib import sha256
 from pathlib import Path
 from shutil import rmtree
+from threading import Lock
 
 import numpy as np
 import torch
@@ -72,7 +73,10 @@ class Checkpoints:
 
     folder: Path
     every: float  # seconds between two times that all are saved
-    _kept: dict[int, State] = field(default_factory=dict)  # not saved yet, by the row of their first network
+    _kept: dict[int, State] = field(default_factory=dict)  # each group's last one, by the row of its first network
+    _spare: dict[int, State] = field(default_factory=dict)  # the memory for each group's next one
+    _unsaved: set[int] = field(default_factory=set)  # the first rows of those that are not saved yet
+    _lock: Lock = field(default_factory=Lock)  # of the three above
     _writer: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "checkpoints"))
     _writing: Future[None] | None = None
     _begun: float = field(default_factory=time.monotonic)  # when the last writing began, or the stage
@@ -96,41 +100,53 @@ class Checkpoints:
 
     def keep(self, group: Group) -> None:
         """Keep a copy of a group's state, which nobody may be changing, and save all kept ones when it is time."""
-        self._kept[group.first] = group.state.rows(slice(None))
+        with self._lock:
+            copy, before = self._spare.pop(group.first, None), self._kept.get(group.first)
+            if copy:
+                copy.copy_from(group.state)
+            else:
+                copy = group.state.copy()
+            self._kept[group.first] = copy  # whole: what a signal interrupts is not kept
+            self._unsaved.add(group.first)
+            if before:
+                self._spare[group.first] = before
         if time.monotonic() - self._begun >= self.every and (self._writing is None or self._writing.done()):
             self._begun = time.monotonic()
-            self._writing = self._writer.submit(self._write, dict(self._kept))
-            self._kept.clear()
+            self._writing = self._writer.submit(self._write)
 
-    def save(self) -> bool:
-        """Save all that is kept; whether nothing is left."""
+    def save(self) -> None:
+        """Save all that is kept."""
+        self.finish()
+        self._write()
+
+    def finish(self) -> None:
+        """Wait for what is being saved."""
         if self._writing:
             self._writing.result()
-        kept = dict(self._kept)
-        self._kept.clear()
-        self._write(kept)
-        return not self._kept
 
-    def _write(self, kept: Mapping[int, State]) -> None:
-        """Write states; what cannot be written is kept for the next time."""
-        try:
-            for first, states in kept.items():
-                for place in range(len(states.parameters)):
-                    content, _ = sealed(states.rows(slice(place, place + 1)).tensors(), {})
-                    with durable(self.folder / f"{first + place}.safetensors") as path:
+    def _write(self) -> None:
+        """Write what is not saved yet; what cannot be written is left for the next time."""
+        for first in sorted(self._unsaved):
+            with self._lock:
+                state = self._kept[first]
+                networks = [state.rows(slice(row, row + 1)) for row in range(len(state.parameters))]
+                contents = [sealed(network.tensors(), {})[0] for network in networks]
+                self._unsaved.discard(first)
+            try:
+                for row, content in enumerate(contents, first):
+                    with durable(self.folder / f"{row}.safetensors") as path:
                         path.write_bytes(content)
-        except OSError as error:  # it costs no result
-            for first, states in kept.items():
-                self._kept.setdefault(first, states)
-            if not self._failed:
-                what = f"{error.filename or self.folder}: {error.strerror}"
-                print(f"{what}: training goes on without checkpoints until they can be written", file=sys.stderr)
-            self._failed = True
+            except OSError as error:  # it costs no result
+                self._unsaved.add(first)
+                if not self._failed:
+                    what = f"{error.filename or self.folder}: {error.strerror}"
+                    print(f"{what}: training goes on without checkpoints until they can be written", file=sys.stderr)
+                self._failed = True
 
 
 @contextmanager
 def opened(name: str, every: float, stage: str, inputs: Mapping[str, object]) -> Iterator[Checkpoints | None]:
-    """The checkpoints of this `key`, for this process alone; however the block ends, all that is kept is saved.
+    """The checkpoints of this `key`, for this process alone; where the block is interrupted, all that is kept is saved.
 
     None, after a line, where another process has them, as two DVC experiments may that differ in later levels alone.
     """
@@ -154,9 +170,9 @@ def opened(name: str, every: float, stage: str, inputs: Mapping[str, object]) ->
         except BaseException:
             checkpoints.save()
             raise
-        if checkpoints.save():
-            with suppress(OSError):
-                (folder / TRAINED).touch()
+        checkpoints.finish()
+        with suppress(OSError):
+            (folder / TRAINED).touch()
 
 
 def remove_trained() -> None:

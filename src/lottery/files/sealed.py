@@ -67,10 +67,11 @@ class Sealed:
 
 def sealed(tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> tuple[bytes, str]:
     """The content of a sealed file, and its seal."""
+    tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
     content = {"facts": dict(facts), "sums": {name: digest_of_tensor(tensor) for name, tensor in tensors.items()}}
     seal = _seal(content)
     # one key: with several, safetensors writes them in another order each time
-    return save(dict(tensors), {"lottery": json.dumps(content | {"seal": seal})}), seal
+    return save(tensors, {"lottery": json.dumps(content | {"seal": seal})}), seal
 
 
 @contextmanager
