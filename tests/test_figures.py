@@ -12,7 +12,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from clones import SMALL
 from conftest import random_masks
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -30,8 +29,8 @@ from lottery.core.stack import Masks, Stack, everything
 from lottery.core.training import History, Trained
 from lottery.evaluation.connectivity import BARRIERS
 from lottery.evaluation.statistics import early_stopping, summarize
+from lottery.evaluation.tables import load_table
 from lottery.files.artifacts import save_level
-from lottery.params import Params
 from lottery.report import figures, mask_figures
 from lottery.report.drawing import LOOKS, Results
 from lottery.report.figures import FIGURES, save_figures
@@ -599,16 +598,13 @@ def test_level_names_that_look_like_numbers_or_nothing_stay_names(workspace: Pat
     levels = results({"007": ("dense", 0.4), "1e5": ("007", 0.5), "nan": ("1e5", 0.6), "null": ("nan", 0.7)}).levels
     levels.to_csv("reports/tables/levels.csv", index=False)
     pd.testing.assert_frame_equal(
-        plot.load_report("levels.csv").fillna({"parent": ""}), levels, check_dtype=False, check_exact=True
+        load_table(Path("reports/tables/levels.csv")).fillna({"parent": ""}),
+        levels,
+        check_dtype=False,
+        check_exact=True,
     )
 
 
-def test_a_report_that_is_missing_is_named_with_the_remedy(workspace: Path) -> None:
-    with pytest.raises(LotteryError, match=r"^reports/tables/levels\.csv: missing.*dvc repro evaluate"):
-        plot.load_results(Params.model_validate(SMALL))
-    Path("reports/tables").mkdir(parents=True)
-    Path("reports/tables/claims.json").write_text('[{"name": "faster')
-    with pytest.raises(LotteryError, match=r"^reports/tables/claims\.json: .*truncated.*dvc repro evaluate"):
-        plot.load_claims()
+def test_a_data_set_that_is_missing_is_named_with_the_remedy(workspace: Path) -> None:
     with pytest.raises(LotteryError, match=r"^data/digits\.safetensors: missing.*dvc repro download"):
         plot.digest_of_data(Path("data/digits.safetensors"))

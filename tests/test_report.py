@@ -20,10 +20,10 @@ from clones import ROOT, SMALL, Clone
 from test_verdicts import GOOD, networks
 
 from lottery.core.layout import perceptron
+from lottery.evaluation.tables import load_table
 from lottery.evaluation.verdicts import conditions_table, judge, table
 from lottery.report.figures import FIGURES
 from lottery.report.page import REPEATED, Comparison, Findings, answer, claimed, embedded, percent
-from lottery.stages import plot
 
 WITHOUT_TWINS = set(FIGURES) - {"connectivity"}
 CHROMIUM = shutil.which("chromium")
@@ -76,13 +76,12 @@ def test_a_verdict_that_stands_after_holm_comes_before_a_sparser_one_that_does_n
     assert "; this verdict does not stand after Holm's adjustment over the levels" in second
 
 
-def test_a_verdict_stands_in_the_files_as_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_verdict_stands_in_the_files_as_in_memory(tmp_path: Path) -> None:
     both = findings({"p50": GOOD, "p75": WORSE})
-    monkeypatch.setattr(plot, "TABLES", tmp_path)
     both.verdicts.to_csv(tmp_path / "verdicts.csv", index=False)
     both.conditions.to_csv(tmp_path / "conditions.csv", index=False)
     read = dataclasses.replace(
-        both, verdicts=plot.load_report("verdicts.csv"), conditions=plot.load_report("conditions.csv")
+        both, verdicts=load_table(tmp_path / "verdicts.csv"), conditions=load_table(tmp_path / "conditions.csv")
     )
     assert answer(read) == answer(both)
     assert "Holm" not in answer(read)[1]

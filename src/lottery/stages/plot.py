@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -44,21 +43,21 @@ def main() -> None:
 
 def load_results(p: Params) -> Results:
     """Load the reports, and of the levels that these name the histories and the tickets' masks."""
-    levels = load_report("levels.csv")
+    levels = load_table(TABLES / "levels.csv")
     names = levels["level"].unique()
     history = pd.concat([load_history(MODELS / name).assign(level=name) for name in names], ignore_index=True)
     pictures = {name: load_picture(MODELS / name) for name in names if name != "dense"}
     others = ("networks", "structure", "kept_weights", "connectivity")
-    tables = {name: load_report(f"{name}.csv") for name in others}
+    tables = {name: load_table(TABLES / f"{name}.csv") for name in others}
     return Results(levels=levels, history=history, pictures=pictures, layout=p.layout, **tables)
 
 
 def load_findings(p: Params) -> Findings:
     """Load the reports, and what they come from."""
-    tables = {name: load_report(f"{name}.csv") for name in report.TABLES}
+    tables = {name: load_table(TABLES / f"{name}.csv") for name in report.TABLES}
     return Findings(
         **tables,
-        claims=load_claims(),
+        claims=json.loads((TABLES / "claims.json").read_text(encoding="utf-8")),
         warning=reports.warning(tables["levels"], p.iterations, p.train.evaluate_every),
         settings=p.model_dump(mode="json", exclude_none=True, exclude={"tracking", "run"}),
         iterations=p.iterations,
@@ -74,27 +73,6 @@ def digest_of_data(file: Path) -> str:
         return digest(file)
     except OSError as error:
         raise LotteryError(f"{file}: missing; `dvc repro download` makes it, and `dvc checkout` restores it") from error
-
-
-def load_report(name: str) -> pd.DataFrame:
-    """One of `evaluate`'s tables."""
-    try:
-        return load_table(TABLES / name)
-    except (OSError, ValueError) as error:
-        raise _damaged(name) from error
-
-
-def load_claims() -> list[dict[str, Any]]:
-    """The paper's claims and what became of them."""
-    try:
-        claims: list[dict[str, Any]] = json.loads((TABLES / "claims.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise _damaged("claims.json") from error
-    return claims
-
-
-def _damaged(name: str) -> LotteryError:
-    return LotteryError(f"{TABLES / name}: missing, truncated or altered; `dvc repro evaluate` makes it")
 
 
 def load_picture(folder: Path) -> NDArray[np.float64]:
