@@ -1,6 +1,7 @@
 """What the tests share: hypothesis that draws the same examples every time, a folder to work in, and small data."""
 
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +16,11 @@ from lottery.core.stack import Masks, everything
 
 for name in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS"):  # a make that a test starts is none of `make test`'s
     os.environ.pop(name, None)
+
+# a shell that starts `make test` in the background has it ignore these, and all that it starts
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 settings.register_profile(
     "repeatable",

@@ -93,6 +93,7 @@ def test_whole_outputs_that_dvc_has_not_recorded_are_not_mended_away(clone: Clon
     assert clone.files("models") == before
 
 
+@pytest.mark.slow
 def test_tidy_removes_what_no_run_goes_on_from(clone: Clone) -> None:
     clone.run("lottery", "tidy")
     clone.change(train=SMALL["train"] | {"epochs": 2000}, run={"threads": 2, "checkpoint_every": 0.2})

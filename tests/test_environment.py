@@ -112,6 +112,7 @@ def test_an_environment_is_set_up_once_and_again_where_its_folder_was_moved(fold
     assert make(moved) == (0, [])
 
 
+@pytest.mark.slow
 def test_an_environment_of_another_python_is_made_anew(folder: Path) -> None:
     assert make(folder, Path(sys.executable)) == (0, [INSTALLING])
     other = 11 if sys.version_info.minor != 11 else 12
@@ -121,6 +122,7 @@ def test_an_environment_of_another_python_is_made_anew(folder: Path) -> None:
     assert make(folder, Path(sys.executable)) == (0, [ANEW, INSTALLING])
 
 
+@pytest.mark.slow
 def test_the_tools_for_tests_come_with_the_tests(folder: Path) -> None:
     ready = folder / ".venv/ready"
     assert make(folder, Path(sys.executable)) == (0, [INSTALLING])

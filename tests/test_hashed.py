@@ -185,6 +185,7 @@ def test_queued_experiments_run_the_code_that_they_were_queued_with(committed: C
     assert _recorded(committed) == smallest != before
 
 
+@pytest.mark.slow
 def test_a_worktree_runs_its_own_code(committed: Clone, smallest: str, tmp_path: Path) -> None:
     committed.run("git", "worktree", "add", "-q", str(tmp_path / "worktree"))
     worktree = Clone(tmp_path / "worktree")
@@ -267,8 +268,8 @@ def _line(process: psutil.Process) -> str:
 @pytest.mark.parametrize(
     ("what", "told"),
     [
-        ("params.yaml", "params.yaml: train"),
-        ("src/lottery/plan.py", "src/lottery/plan.py"),
+        pytest.param("params.yaml", "params.yaml: train", marks=pytest.mark.slow),
+        pytest.param("src/lottery/plan.py", "src/lottery/plan.py", marks=pytest.mark.slow),
         ("src/lottery/core/networks/perceptron.py", "src/lottery/core"),
     ],
     ids=["a parameter", "a file", "a file in a folder"],
@@ -302,7 +303,9 @@ def test_what_a_stage_does_not_depend_on_may_change_while_it_runs(clone: Clone) 
     assert process.returncode == 0, output
 
 
-@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL], ids=["TERM", "KILL"])
+@pytest.mark.parametrize(
+    "how", [pytest.param(signal.SIGTERM, marks=pytest.mark.slow), signal.SIGKILL], ids=["TERM", "KILL"]
+)
 def test_a_stage_and_its_workers_end_when_dvc_is_killed_and_the_next_one_is_alone(
     clone: Clone, how: signal.Signals
 ) -> None:
@@ -317,6 +320,7 @@ def test_a_stage_and_its_workers_end_when_dvc_is_killed_and_the_next_one_is_alon
     assert load_history(clone.folder / "models/dense")["iteration"].max() == 5 * (1295 // 60)
 
 
+@pytest.mark.slow
 def test_dvc_and_its_stage_end_when_lottery_repro_is_terminated(clone: Clone) -> None:
     _long(clone)
     process, train = _begin(clone, "lottery", "repro")

@@ -111,6 +111,7 @@ def test_durations_are_as_people_say_them() -> None:
     ]
 
 
+@pytest.mark.slow
 def test_repro_says_what_it_will_do_and_ends_with_the_answer(clone: Clone) -> None:
     clone.change(levels=SMALL["levels"] | {"p75": {"sparsity": 0.7, "parent": "p50"}})
     output = clone.run("lottery", "repro")

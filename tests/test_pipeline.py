@@ -94,6 +94,7 @@ def test_two_fresh_clones_give_the_same_lock(finished: Clone, origin: Path, tmp_
     assert fresh.files("reports") == finished.files("reports")
 
 
+@pytest.mark.slow
 def test_dvc_shows_and_compares_metrics_params_and_plots(clone: Clone) -> None:
     clone.commit("Run")
     shown = json.loads(clone.run("dvc", "metrics", "show", "--json"))

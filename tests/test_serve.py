@@ -62,7 +62,11 @@ def is_free(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) != 0
 
 
-@pytest.mark.parametrize("command", [["lottery", "ui", "--port"], ["make", "ui"]], ids=["lottery", "make"])
+@pytest.mark.parametrize(
+    "command",
+    [["lottery", "ui", "--port"], pytest.param(["make", "ui"], marks=pytest.mark.slow)],
+    ids=["lottery", "make"],
+)
 def test_the_last_line_opens_the_runs_and_ctrl_c_ends_it_with_one_more(command: list[str], port: int) -> None:
     typed = [*command, str(port)] if command[0] == "lottery" else [*command, f"PORT={port}"]
     before, after, code = in_terminal(typed, "viewStateShareKey=all\r\n")
@@ -73,6 +77,7 @@ def test_the_last_line_opens_the_runs_and_ctrl_c_ends_it_with_one_more(command: 
     assert is_free(port)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [signal.SIGTERM, signal.SIGHUP])
 def test_the_server_ends_with_its_starter_and_no_list_of_processes_shows_the_stores_address(
     name: signal.Signals, port: int, monkeypatch: pytest.MonkeyPatch

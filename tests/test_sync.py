@@ -228,6 +228,7 @@ def test_a_commit_that_cannot_be_synced_costs_only_its_own_runs(clone: Clone) ->
     assert refused_sync(clone, "--rev", other) == f"--rev {other}: {unread}"
 
 
+@pytest.mark.slow
 def test_a_project_in_a_subfolder_of_a_repository_is_synced_and_clean(clone: Clone, tmp_path: Path) -> None:
     outer, inner = tmp_path / "outer", Clone(tmp_path / "outer" / "pro ject")
     outer.mkdir()
@@ -253,6 +254,7 @@ def test_a_project_in_a_subfolder_of_a_repository_is_synced_and_clean(clone: Clo
     assert refused_sync(inner, "--rev", "HEAD~1") == "--rev HEAD~1: no dvc.lock is in this commit, and so no outputs"
 
 
+@pytest.mark.slow
 def test_a_checkout_of_another_user_is_gits_matter_and_not_mlflows(clone: Clone) -> None:
     if os.getuid():
         pytest.skip("only root may give a folder away")
@@ -267,6 +269,7 @@ def test_a_checkout_of_another_user_is_gits_matter_and_not_mlflows(clone: Clone)
     assert counts == f"runs: {RUNS} already complete"
 
 
+@pytest.mark.slow
 def test_without_git_revisions_are_refused_and_the_workspace_is_synced(clone: Clone, tmp_path: Path) -> None:
     bare = {"PATH": str(tmp_path)}
     assert refused_sync(clone, "--all-commits", **bare) == "git: no such program; install it"
@@ -304,6 +307,7 @@ def test_a_copied_folder_has_its_artifacts_and_leaves_the_originals_alone(finish
     assert finished.files("mlartifacts") == original
 
 
+@pytest.mark.slow
 def test_a_moved_folder_has_its_artifacts_and_the_old_one_is_not_made_anew(clone: Clone, tmp_path: Path) -> None:
     sync(clone)
     before = picture(store(clone))
@@ -319,6 +323,7 @@ def test_a_moved_folder_has_its_artifacts_and_the_old_one_is_not_made_anew(clone
     assert not clone.folder.exists()
 
 
+@pytest.mark.slow
 def test_artifacts_that_were_deleted_are_made_anew(clone: Clone) -> None:
     sync(clone)
     before = picture(store(clone))
@@ -328,6 +333,7 @@ def test_artifacts_that_were_deleted_are_made_anew(clone: Clone) -> None:
     assert sync(clone) == [f"runs: {RUNS} already complete"]
 
 
+@pytest.mark.slow
 def test_networks_whose_level_was_purged_get_its_new_run_as_parent(clone: Clone) -> None:
     sync(clone)
     before, client = picture(store(clone)), store(clone)
@@ -501,6 +507,7 @@ def test_a_relative_address_is_refused_with_the_remedy(clone: Clone) -> None:
     assert not (clone.folder / "here.db").exists()
 
 
+@pytest.mark.slow
 def test_a_store_that_was_left_half_made_is_named_with_the_remedy(clone: Clone) -> None:
     lose_the_store(clone)
     with closing(sqlite3.connect(clone.folder / "mlflow.db")) as half:
@@ -510,6 +517,7 @@ def test_a_store_that_was_left_half_made_is_named_with_the_remedy(clone: Clone) 
     assert refused_sync(clone) == f"MLflow at {address(clone)} failed: {remedy}"
 
 
+@pytest.mark.slow
 def test_a_store_that_is_damaged_is_named_with_the_remedy(clone: Clone) -> None:
     lose_the_store(clone)
     (clone.folder / "mlflow.db").write_bytes(b"no database" * 1000)
@@ -519,6 +527,7 @@ def test_a_store_that_is_damaged_is_named_with_the_remedy(clone: Clone) -> None:
     assert line.startswith(f"MLflow at {address(clone)} failed: {remedy}: this stage goes on untracked; then ")
 
 
+@pytest.mark.slow
 def test_a_store_of_a_newer_mlflow_is_said_to_be_one(clone: Clone) -> None:
     with closing(sqlite3.connect(clone.folder / "mlflow.db")) as new:
         new.execute("UPDATE alembic_version SET version_num = 'fedcba987654'")
@@ -528,6 +537,7 @@ def test_a_store_of_a_newer_mlflow_is_said_to_be_one(clone: Clone) -> None:
     assert "; install that one: this stage goes on untracked; then `lottery sync` " in line
 
 
+@pytest.mark.slow
 def test_an_error_of_sqlites_costs_a_stage_one_line(clone: Clone) -> None:
     """As on a full or read-only disk: MLflow logs an OperationalError with its traceback."""
     with closing(sqlite3.connect(clone.folder / "mlflow.db")) as broken:
@@ -540,6 +550,7 @@ def test_an_error_of_sqlites_costs_a_stage_one_line(clone: Clone) -> None:
 # --- a fresh clone ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_make_repro_on_a_fresh_clone_completes_the_store(clone: Clone, tmp_path: Path) -> None:
     """Its reports are those that are committed, so DVC skips `evaluate` and `plot`."""
     expected = keys(store(clone))
@@ -558,6 +569,7 @@ def test_make_repro_on_a_fresh_clone_completes_the_store(clone: Clone, tmp_path:
     assert any("test_accuracy" in run.data.metrics for run in runs(store(fresh)))
 
 
+@pytest.mark.slow
 def test_the_ui_begins_with_what_the_store_lacks(clone: Clone) -> None:
     sync(clone)
     expected = picture(store(clone))
@@ -574,6 +586,7 @@ def test_the_ui_begins_with_what_the_store_lacks(clone: Clone) -> None:
     assert picture(store(clone)) == expected
 
 
+@pytest.mark.slow
 def test_the_view_of_a_pipeline_of_more_runs_than_a_page_shows_has_its_stages(clone: Clone) -> None:
     told = clone.run(sys.executable, "-c", f"{SERVE}serve.FIRST_PAGE = 10; serve.serve_ui(0)")
     assert "stages alone: the page shows 10 runs, and this pipeline has 27; `lottery.pipeline." in told
@@ -584,6 +597,7 @@ def test_the_view_of_a_pipeline_of_more_runs_than_a_page_shows_has_its_stages(cl
     assert [name(run) for run in found] == ["download", "dense", "p50", "p75", "p80-at-once", "evaluate", "plot"]
 
 
+@pytest.mark.slow
 def test_a_folder_without_a_pipeline_of_its_own_opens_all_runs(clone: Clone) -> None:
     (clone.folder / "dvc.lock").unlink()
     (line,) = clone.run(sys.executable, "-c", f"{SERVE}serve.serve_ui(0)").splitlines()

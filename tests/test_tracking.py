@@ -156,6 +156,7 @@ def test_the_plot_run_carries_the_figures(finished: Clone) -> None:
     assert figures == {path.name for path in (finished.folder / "reports/figures").iterdir()}
 
 
+@pytest.mark.slow
 def test_a_stage_that_trains_nothing_may_take_its_time(clone: Clone) -> None:
     slow = (
         "import time; from lottery import params, tracking; p = params.load()\n"
@@ -174,6 +175,7 @@ def test_runs_say_where_they_come_from(finished: Clone) -> None:
         assert [data.dataset.name for data in run.inputs.dataset_inputs] == ["digits"]
 
 
+@pytest.mark.slow
 def test_a_dvc_experiment_is_named_in_the_store_it_was_started_from(clone: Clone) -> None:
     clone.run("dvc", "exp", "run", "--temp", "--name", "faster", "-S", "train.learning_rate=0.02", "train")
     found = runs(store(clone), "tags.`lottery.experiment` = 'faster'")
@@ -240,6 +242,7 @@ def test_a_run_is_complete_only_once_all_of_it_is_there(tmp_path: Path, monkeypa
     assert len(client.get_metric_history(run, "loss")) == 1990
 
 
+@pytest.mark.slow
 def test_figures_are_drawn_also_where_tracking_is_required(clone: Clone) -> None:
     """Then MLflow's thread is there before the processes that draw."""
     clone.change(tracking={"mlflow_experiment": "another", "required": True})
@@ -301,6 +304,7 @@ def test_a_sync_with_an_address_that_never_answers_ends_with_one_line(
     assert line.startswith(f"MLflow at {address.replace('secret', '***')} failed: ")
 
 
+@pytest.mark.slow
 def test_a_deleted_mlflow_experiment_is_named_with_the_remedy(clone: Clone) -> None:
     client = store(clone)
     client.delete_experiment(client.get_experiment_by_name("lottery-tickets").experiment_id)

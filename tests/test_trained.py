@@ -45,6 +45,7 @@ def test_pruned_weights_are_zero_and_images_keep_their_shape_or_not(here: Clone)
     assert torch.equal(network(images), network(images.flatten(1)))
 
 
+@pytest.mark.slow
 def test_a_level_that_was_trained_since_the_last_evaluation_has_its_own_accuracy(here: Clone) -> None:
     here.change(levels={"p50": {"sparsity": 0.45, "parent": "dense"}})
     here.repro("prune@p50")

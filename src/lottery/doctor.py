@@ -102,7 +102,7 @@ def _memory(settings: Params) -> Check:
 
 
 def _disk(settings: Params) -> Check:
-    from lottery.stages import room
+    from lottery.stages.faults import room
 
     levels = [level for level in ("dense", *settings.levels) if not (Path("models") / level).exists()]
     rooms = [room(settings, level) for level in levels]

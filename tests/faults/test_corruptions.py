@@ -217,6 +217,7 @@ def test_a_stage_stops_at_an_altered_file(clone: Clone, module: str, stage: str,
     assert clone.files("models") | clone.files("reports") == before
 
 
+@pytest.mark.slow
 def test_what_is_damaged_in_the_cache_too_is_mended(clone: Clone) -> None:
     """Of a linked cache a file and its copy are one: DVC takes both for whole, and doctor does not."""
     clone.run("dvc", "config", "cache.type", "hardlink")

@@ -10,7 +10,7 @@ import pytest
 from clones import SMALL, Clone
 from stores import PATIENCE, lines_of, stage
 
-SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
+SIGNALS = [signal.SIGINT, *(pytest.param(each, marks=pytest.mark.slow) for each in (signal.SIGTERM, signal.SIGHUP))]
 
 
 def _saved(clone: Clone) -> bool:
@@ -42,7 +42,9 @@ def test_a_stage_that_trains_saves_its_networks_and_goes_on(long: Clone, which: 
     assert "train" not in long.repro("train")
 
 
-@pytest.mark.parametrize("module", ["download", "train", "evaluate", "plot"])
+@pytest.mark.parametrize(
+    "module", ["train", *(pytest.param(each, marks=pytest.mark.slow) for each in ("download", "evaluate", "plot"))]
+)
 def test_a_signal_is_one_line_whenever_it_comes(clone: Clone, module: str) -> None:
     before = clone.files("reports") | clone.files("data")
     codes = []

@@ -127,20 +127,23 @@ class Checkpoints:
     def _write(self) -> None:
         """Write what is not saved yet; what cannot be written is left for the next time."""
         for first in sorted(self._unsaved):
-            with self._lock:
-                state = self._kept[first]
-                networks = [state.rows(slice(row, row + 1)) for row in range(len(state.parameters))]
-                contents = [sealed(network.tensors(), {})[0] for network in networks]
-                self._unsaved.discard(first)
             try:
+                with self._lock:
+                    state = self._kept[first]
+                    networks = [state.rows(slice(row, row + 1)) for row in range(len(state.parameters))]
+                    contents = [sealed(network.tensors(), {})[0] for network in networks]
+                    self._unsaved.discard(first)
                 for row, content in enumerate(contents, first):
                     with durable(self.folder / f"{row}.safetensors") as path:
                         path.write_bytes(content)
-            except OSError as error:  # it costs no result
+            except (OSError, MemoryError) as error:  # it costs no result
                 self._unsaved.add(first)
                 if not self._failed:
-                    what = f"{error.filename or self.folder}: {error.strerror}"
-                    print(f"{what}: training goes on without checkpoints until they can be written", file=sys.stderr)
+                    where, why = str(self.folder), "no memory"
+                    if isinstance(error, OSError):
+                        where, why = error.filename or where, str(error.strerror)
+                    line = "training goes on without checkpoints until they can be written"
+                    print(f"{where}: {why}: {line}", file=sys.stderr)
                 self._failed = True
 
 

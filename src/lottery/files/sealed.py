@@ -4,7 +4,6 @@ A sealed file is a safetensors file. Its metadata are facts about the tensors, i
 each tensor; the seal is the sum of all these. Who has the seal of a file knows all that is in it.
 """
 
-import errno
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
@@ -18,9 +17,9 @@ from safetensors.torch import save
 from torch import Tensor
 
 from lottery import LotteryError
+from lottery.files.workplace import REFUSED
 
 SUMS = "SHA256SUMS"  # of a folder's other files, as `sha256sum -c` reads them
-UNREADABLE = (errno.EACCES, errno.EPERM, errno.EIO, errno.EMFILE, errno.ENFILE)
 # remedies; of the first: DVC takes what it linked from its cache for whole, and then the cache's copy is damaged too
 MEND = "`lottery doctor --mend` removes what is damaged, in DVC's cache too, and `dvc repro` makes it anew"
 MISSING = "`dvc repro` makes it, `dvc checkout` restores a version that was here before"
@@ -70,8 +69,13 @@ def sealed(tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> tuple[byt
     tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
     content = {"facts": dict(facts), "sums": {name: digest_of_tensor(tensor) for name, tensor in tensors.items()}}
     seal = _seal(content)
-    # one key: with several, safetensors writes them in another order each time
-    return save(tensors, {"lottery": json.dumps(content | {"seal": seal})}), seal
+    try:
+        # one key: with several, safetensors writes them in another order each time
+        return save(tensors, {"lottery": json.dumps(content | {"seal": seal})}), seal
+    except BaseException as error:  # a panic of Rust is no Exception, and has no name to import
+        if type(error).__name__ == "PanicException":
+            raise MemoryError("safetensors was given no memory") from error
+        raise
 
 
 @contextmanager
@@ -93,7 +97,7 @@ def opened(path: Path) -> Iterator[Sealed]:
     except FileNotFoundError as error:
         raise DamagedError("missing", MISSING) from error
     except OSError as error:
-        if error.errno in UNREADABLE:
+        if error.errno in REFUSED:
             raise LotteryError(f"{path}: cannot be read: {error.strerror}; see to it that it can") from error
         raise DamagedError("truncated or altered") from error
     except (SafetensorError, LookupError, AttributeError, TypeError, ValueError, RuntimeError) as error:

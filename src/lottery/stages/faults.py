@@ -1,0 +1,103 @@
+"""One line for what a machine does to a stage: no room, no memory, files that the system does not give."""
+
+import errno
+import os
+import shutil
+import sys
+import tempfile
+from concurrent.futures import BrokenExecutor
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from lottery import LotteryError
+from lottery.files.workplace import FULL, REFUSED
+
+if TYPE_CHECKING:
+    from lottery.params import Params
+
+# how torch, Python and the loader of libraries say that there is no memory, where they raise no MemoryError
+NO_MEMORY = ("allocate memory", "not enough memory", "failed to map segment", "can't start new thread")
+LESS = "`dvc repro` goes on from what was saved of this stage; with fewer run.threads it takes less memory"
+OTHER_ROOM = 70_000_000  # bytes that `download` writes for MNIST, its sources too; `evaluate` and `plot` need less
+
+
+def line(stage: str, error: BaseException) -> str | None:
+    """The line for an error that a stage met, None where it is none of the machine's."""
+    if isinstance(error, BrokenExecutor):
+        return f"run.threads: a worker was ended from outside, as happens where memory runs out: {LESS}"
+    lacks = isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
+    if lacks or any(words in str(error) for words in NO_MEMORY):
+        return f"run.threads: memory ran out: {LESS}"
+    if isinstance(error, OSError) and error.errno in FULL:
+        needed, free = _room(stage), shutil.disk_usage(_parent(stage)).free
+        return (
+            f"{error.filename or _leaves(stage)}: {error.strerror}: the stage needs about {_megabytes(needed)}, and "
+            f"{_megabytes(free)} are free; make room, then `dvc repro` goes on from here"
+        )
+    if isinstance(error, OSError) and error.errno in REFUSED and error.filename:
+        remedy = "see to it that it can be read and written, then `dvc repro` goes on from here"
+        return f"{error.filename}: {error.strerror}; {remedy}"
+    return None
+
+
+def check_outputs(stage: str) -> None:
+    """Raise an error where what a stage leaves could not be written or kept, before it works rather than after."""
+    parent = _parent(stage)
+    if parent.is_symlink():
+        raise LotteryError(
+            f"{parent}: leads to {parent.resolve()}, and DVC keeps no outputs behind a link; mount that folder here "
+            "(`mount --bind`), or move DVC's cache to the other disk (`dvc cache dir`)"
+        )
+    try:
+        parent.mkdir(exist_ok=True)
+        tempfile.TemporaryFile(dir=parent).close()
+    except OSError as error:
+        error.filename = str(parent)  # and not that of the file that was tried
+        raise
+    if shutil.disk_usage(parent).free < _room(stage):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def _leaves(stage: str) -> str:
+    name, _, level = stage.rpartition(":")[2].partition("@")
+    return {"download": "data", "train": "models/dense", "prune": f"models/{level}"}.get(name, "reports")
+
+
+def _parent(stage: str) -> Path:
+    """The folder that DVC's output of a stage lies in."""
+    return Path(_leaves(stage).partition("/")[0])
+
+
+def room(params: "Params", level: str) -> int:
+    """Count the bytes of weights in a level's folder; masks and histories take a hundredth of that."""
+    parameters = sum(piece.size for piece in params.layout.pieces)
+    states = 3 + params.train.twins + bool(level == "dense" and params.prune.rewind)  # initial, final, early stopping
+    return 4 * parameters * states * len(params.rows(level))
+
+
+def _room(stage: str) -> int:
+    """The bytes of what a stage leaves, about."""
+    from lottery.params import load  # takes half a second, in which memory may run out
+
+    if _leaves(stage).startswith("models/"):
+        with suppress(LotteryError):  # of a params.yaml that is broken meanwhile
+            return room(load(), stage.partition("@")[2] or "dense")
+    return OTHER_ROOM
+
+
+def _megabytes(number: int) -> str:
+    return f"{number / 1e6:.1f} MB"
+
+
+def _end(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    words = line(os.environ.get("DVC_STAGE", ""), error)
+    if words:
+        print(words, file=sys.stderr)
+    else:
+        sys.__excepthook__(kind, error, trace)
+
+
+if os.environ.get("DVC_STAGE"):
+    sys.excepthook = _end  # what is imported takes memory too
