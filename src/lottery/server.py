@@ -21,7 +21,8 @@ from lottery.files.workplace import replacing, root
 
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
 SHORTEST = {"MLFLOW_AUTH_ADMIN_PASSWORD": 12, "MLFLOW_FLASK_SERVER_SECRET_KEY": 32}  # characters; 12 is MLflow's rule
-OLD_DEFAULT_PASSWORD = "password1234"  # what older MLflow versions shipped, which MLflow refuses with a traceback
+# what older MLflow versions shipped, which MLflow refuses with a traceback
+OLD_DEFAULT_PASSWORD = "password1234"  # noqa: S105  # known to all
 # A password's hash is slow on purpose: 0.2 s a request, 0.01 s where it is remembered. The price is that another worker
 # accepts for so long a password that was changed and an account that was deleted.
 CACHE_SECONDS = 60
@@ -50,7 +51,7 @@ class Server:
         return self.accounts or not self.local
 
     def __post_init__(self) -> None:
-        if self.host in ("", "0", "0.0.0.0", "::") and not self.names:
+        if self.host in ("", "0", "0.0.0.0", "::") and not self.names:  # noqa: S104  # what is refused
             raise LotteryError(
                 f"lottery server: --host {self.host or '(empty)'} says no name; list those that clients use, such as "
                 "--allowed-hosts mlflow.example.org"
@@ -85,7 +86,7 @@ def serve(server: Server) -> None:
         environment["MLFLOW_AUTH_CONFIG_PATH"] = str(settings.resolve())
     who = "accounts only" if server.authenticated else "no accounts: for this machine alone"
     print(f"MLflow server: http://{_bracketed(server.host)}:{server.port} ({who})", flush=True)
-    os.execve(sys.executable, command(server), dict(environment))
+    os.execve(sys.executable, command(server), dict(environment))  # noqa: S606  # a shell is not wanted
 
 
 def command(server: Server) -> list[str]:

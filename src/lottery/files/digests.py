@@ -3,7 +3,10 @@
 import hashlib
 import json
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
+
+_md5 = partial(hashlib.md5, usedforsecurity=False)  # DVC's choice; no file is trusted for its MD5 sum
 
 
 def digest(path: Path) -> str:
@@ -12,11 +15,11 @@ def digest(path: Path) -> str:
         files = (file for file in path.rglob("*") if file.is_file())
         return digest_of_files({file.relative_to(path).as_posix(): digest(file) for file in files})
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "md5").hexdigest()
+        return hashlib.file_digest(file, _md5).hexdigest()
 
 
 def digest_of_files(digests: Mapping[str, str]) -> str:
     """The sum that dvc.lock has for a folder, from those of its files by their paths in it."""
     paths = sorted(digests, key=lambda path: path.split("/"))
     listing = [{"md5": digests[path], "relpath": path} for path in paths]
-    return hashlib.md5(json.dumps(listing, sort_keys=True).encode()).hexdigest()
+    return _md5(json.dumps(listing, sort_keys=True).encode()).hexdigest()

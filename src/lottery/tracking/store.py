@@ -151,7 +151,7 @@ class Store:
         with self.lock(), closing(sqlite3.connect(sqlite_path(), timeout=20)) as database, database:
             for table, column in ARTIFACT_COLUMNS:
                 database.execute(
-                    f"UPDATE {table} SET {column} = ? || substr({column}, ?) WHERE substr({column} || '/', 1, ?) = ?",
+                    f"UPDATE {table} SET {column} = ? || substr({column}, ?) WHERE substr({column} || '/', 1, ?) = ?",  # noqa: S608
                     (self._artifacts, len(before) + 1, len(before) + 1, f"{before}/"),
                 )
 
