@@ -96,6 +96,14 @@ def test_a_lock_whose_dense_networks_have_no_rewind_is_none_of_this_version() ->
         recorded(_lock(None, {}, {}), _params())
 
 
+@pytest.mark.parametrize("path", ["/etc/models", "../models", "models/../../other"])
+def test_a_lock_whose_outputs_lie_outside_the_repository_is_not_read(path: str) -> None:
+    lock = yaml.safe_load(_lock(5, {}, {}))
+    lock["stages"]["train"]["outs"] = [{"path": path, "md5": "0" * 32}]
+    with pytest.raises(LotteryError, match=r"^dvc\.lock: this version cannot read it; "):
+        recorded(yaml.safe_dump(lock), _params())
+
+
 def test_parameters_of_another_version_are_told_with_the_commit_whose_code_reads_them() -> None:
     lock = yaml.safe_load(_lock(5, {}, {}))
     lock["stages"]["train"]["params"]["params.yaml"]["network"] = SMALL["network"] | {"name": "resnet-20"}

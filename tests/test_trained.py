@@ -1,5 +1,6 @@
 """`lottery.load`: a trained network as a torch module."""
 
+import re
 from pathlib import Path
 
 import pandas as pd
@@ -58,6 +59,13 @@ def test_parameters_that_were_edited_since_change_nothing(here: Clone) -> None:
     here.change(data={"name": "mnist", "validation": 5000, "scale": "unit"})
     network = lottery.load("p50")
     assert _accuracy(network, here.folder) == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("level", ["../../outside", "/etc", "..", "p50/../../x"])
+def test_no_name_leads_out_of_the_repository(here: Clone, level: str) -> None:
+    for rev in (None, "HEAD"):
+        with pytest.raises(LotteryError, match=rf"^level {re.escape(level)}: no such level; "):
+            lottery.load(level, rev=rev)
 
 
 @pytest.mark.slow

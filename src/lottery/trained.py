@@ -45,6 +45,8 @@ def load(level: str, arm: str = "ticket", seed: int = 0, rev: str | None = None)
     """
     if rev is None:
         return _load(root(), level, arm, seed)
+    if "/" in level or level.startswith("."):  # it becomes a path
+        raise LotteryError(f"level {level}: no such level; the name of one has letters, digits and hyphens alone")
     # DVC takes a project in a subfolder of a git repository for a repository within one, and names paths from git's
     prefix = git("-C", str(root()), "rev-parse", "--show-prefix")
     with scratch() as folder:

@@ -137,6 +137,8 @@ def _stages(stages: dict[str, Any], current: Params) -> Iterable[Recorded]:
                 {entry["path"]: entry["md5"].removesuffix(".dir") for entry in stages[stage].get(which, ())}
                 for which in ("outs", "deps")
             )
+            if any(path.startswith("/") or ".." in path.split("/") for path in outs):  # fetched files go there
+                raise ValueError(outs)
             yield Recorded(name, stage, _params(every | own), outs, deps, data)
 
 
