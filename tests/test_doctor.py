@@ -27,7 +27,7 @@ def test_a_finished_pipeline_is_well(clone: Clone) -> None:
     assert {check: told for check, told in checks.items() if not told.startswith("ok: ")} == {}
     assert list(checks) == [
         "Python", "torch", "torchvision", "processor", "params.yaml", "memory", "disk", "git", "code", "dvc.lock",
-        "data", "outputs", "MLflow", "left over", "contents",
+        "data", "outputs", "MLflow", "runs", "left over", "contents",
     ]  # fmt: skip
 
 
@@ -48,6 +48,15 @@ def test_a_torn_lock_is_named_with_its_remedy(clone: Clone, content: str) -> Non
     assert told.startswith("FAILS: torn: DVC was killed or had no room as it wrote it; `git checkout dvc.lock` ")
     clone.run("git", "checkout", "-q", "dvc.lock")
     assert _doctor(clone)["dvc.lock"] == "ok: 8 stages"
+
+
+def test_runs_that_are_missing_are_counted(clone: Clone) -> None:
+    with sqlite3.connect(clone.folder / "mlflow.db") as database:
+        stages = "key = 'lottery.key' AND value LIKE 'p50/%' AND value NOT LIKE 'p50/%/%'"
+        (run,) = database.execute(f"SELECT run_uuid FROM tags WHERE {stages}")
+        database.execute("UPDATE runs SET lifecycle_stage = 'deleted' WHERE run_uuid = ?", run)
+    clone.change(levels=SMALL["levels"] | {"p90": {"sparsity": 0.9, "parent": "p75"}})  # not run yet: none is missing
+    assert _doctor(clone)["runs"] == "note: 6 of 7 outputs have theirs; `lottery sync` adds what is missing"
 
 
 def test_faults_are_named_with_their_remedies(clone: Clone) -> None:

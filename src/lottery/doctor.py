@@ -62,6 +62,8 @@ def checks(deep: bool) -> Iterator[Check]:
     if record:
         yield _outputs(record)
     yield _mlflow()
+    if record:
+        yield from _runs(settings)
     yield _checkpoints()
     if deep and record:
         yield _verified(record)
@@ -198,6 +200,23 @@ def _mlflow() -> Check:
     except (OSError, ValueError, TypeError, sqlite3.Error) as error:
         remedy = f"{type(error).__name__}: {error}; stages run untracked, and `lottery sync` adds their runs later"
     return Check("MLflow", shown, remedy, fatal=False)
+
+
+def _runs(settings: Params) -> Iterator[Check]:
+    """Each output that dvc.lock records has its run, where the store is a file; `lottery sync` looks at servers."""
+    from lottery.tracking.address import is_sqlite, sqlite_path
+    from lottery.tracking.outputs import KEY, digest_of_outs, recorded
+
+    query = "SELECT value FROM tags JOIN runs USING (run_uuid) WHERE key = ? AND lifecycle_stage = 'active'"
+    with suppress(LotteryError, OSError, sqlite3.Error):  # whose faults other checks name
+        if not is_sqlite() or not sqlite_path().exists():
+            return
+        each = recorded(LOCK.read_text(encoding="utf-8"), settings)
+        keys = {f"{entry.name}/{digest_of_outs(entry.outs)}" for entry in each}
+        with closing(sqlite3.connect(sqlite_path(), timeout=1)) as database:
+            lacking = keys - {key for (key,) in database.execute(query, (KEY,))}
+        found = f"{len(keys) - len(lacking)} of {len(keys)} outputs have theirs"
+        yield Check("runs", found, "`lottery sync` adds what is missing" if lacking else "", fatal=False)
 
 
 def _checkpoints() -> Check:

@@ -23,7 +23,7 @@ from lottery.files.digests import digest
 from lottery.files.workplace import root
 from lottery.params import Params
 from lottery.tracking.address import StoreError, fault, is_sqlite, shown_uri, understood
-from lottery.tracking.outputs import TABLES, Output, digest_of_outs, pipeline_of
+from lottery.tracking.outputs import KEY, TABLES, Output, digest_of_outs, pipeline_of
 
 if TYPE_CHECKING:
     from lottery.core.training import Group
@@ -212,8 +212,6 @@ class StageRun:
 
         `lottery repro`, which sets LOTTERY_OUTLOOK, ends with a sync, so nothing need be said then.
         """
-        from lottery.tracking.store import KEY
-
         if os.environ.get("LOTTERY_OUTLOOK"):
             return False
         with suppress(OSError):

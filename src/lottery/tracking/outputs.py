@@ -13,6 +13,9 @@ from lottery import LotteryError
 from lottery.files.digests import digest_of_files
 from lottery.params import RECORDED, Params
 
+# One network, one identity: level, arm, seed and the DVC hash of the level's files. Written last: a run that has it is
+# complete, and what it shows is never changed.
+KEY = "lottery.key"
 PIPELINE = "lottery.pipeline."  # begins the tag of a pipeline's runs
 TABLES = "reports/tables"
 SECTIONS = ("network", "train", "prune")  # of params.yaml, of which each stage records its own

@@ -23,8 +23,8 @@ from lottery.evaluation.tables import load_table
 from lottery.files.artifacts import load_contents, load_history, load_masks
 from lottery.params import Params
 from lottery.provenance import git
-from lottery.tracking.outputs import MissingError, Output
-from lottery.tracking.store import KEY, Content, Points, Store, is_deleted, metric, milliseconds
+from lottery.tracking.outputs import KEY, MissingError, Output
+from lottery.tracking.store import Content, Points, Store, is_deleted, metric, milliseconds
 
 if TYPE_CHECKING:
     from lottery.report.page import Findings

@@ -21,6 +21,7 @@ from filelock import FileLock, Timeout
 from lottery.evaluation.tables import DECIMALS
 from lottery.files.workplace import root, scratch
 from lottery.tracking.address import StoreError, is_sqlite, sqlite_path, sqlite_uri, tracking_uri
+from lottery.tracking.outputs import KEY
 
 # Set before mlflow is imported: nothing calls home, and a server that is down costs seconds, where MLflow's own
 # 7 retries of 120 s cost a quarter of an hour.
@@ -37,9 +38,6 @@ from mlflow.entities import DatasetInput, Metric, Param, Run, RunTag, ViewType
 from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NOTE
 
-# One network, one identity: level, arm, seed and the DVC hash of the level's files. Written last: a run that has it is
-# complete, and what it shows is never changed.
-KEY = "lottery.key"
 # Which process writes a run, while it does: its host, its id and when it started, as ids come again.
 PROCESS = "lottery.process"
 METRICS_A_BATCH = 800  # MLflow's limit of 1000 counts parameters and tags too
