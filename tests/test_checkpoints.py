@@ -313,6 +313,42 @@ def test_a_disk_without_room_costs_a_line_and_nothing_once_there_is_room(
     assert _bytes(again) == _bytes(_train(split))
 
 
+@pytest.mark.parametrize("where", ["copying", "sealing"])
+def test_no_memory_for_checkpoints_costs_a_line_and_no_result(
+    workspace: Path,
+    make_split: MakeSplit,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    where: str,
+) -> None:
+    def lacking(*arguments: Any) -> Any:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes.")
+
+    split = make_split(50, 30, 12, 4)
+    monkeypatch.setattr(*((State, "copy") if where == "copying" else (checkpoints, "sealed")), lacking)
+    with opened("k", 0, "train", {}) as saved:
+        assert saved
+        trained = _train(split, saved, advanced=saved.keep)
+    line = f"{saved.folder}: no memory: training goes on without checkpoints until they can be written\n"
+    assert capsys.readouterr().err == line
+    monkeypatch.undo()
+    assert _bytes(trained) == _bytes(_train(split))
+
+
+def test_too_little_memory_to_read_a_checkpoint_is_no_damage(
+    workspace: Path, make_split: MakeSplit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _interrupted(make_split(50, 30, 12, 4), "k", 12, group=1)
+    saved, task = Checkpoints(workspace / ".lottery/checkpoints/k", 20), Task(LAYOUT, SEEDS[1:2], PATH, RECIPE)
+
+    def lacking(*arguments: Any, **named: Any) -> Any:
+        raise RuntimeError("unable to mmap 4279384 bytes from file <1.safetensors>: Cannot allocate memory (12)")
+
+    monkeypatch.setattr("lottery.files.sealed.safe_open", lacking)
+    with pytest.raises(MemoryError):
+        saved.load(1, task)
+
+
 def test_checkpoints_that_somebody_removes_cost_no_result(workspace: Path, make_split: MakeSplit) -> None:
     split = make_split(50, 30, 12, 4)
 

@@ -11,6 +11,8 @@ import pytest
 from clones import SMALL, Clone
 from stores import PATIENCE, stage
 
+from lottery.doctor import outputs
+
 
 def _doctor(clone: Clone, *options: str, code: int = 0, **variables: str) -> dict[str, str]:
     """The checks by their names."""
@@ -38,12 +40,19 @@ def test_a_clone_that_has_not_run_is_well(origin: Path, tmp_path: Path) -> None:
     assert checks["data"] == "ok: data/digits.safetensors: not here yet, `dvc repro` fetches it"
 
 
-@pytest.mark.parametrize(
-    "content", ["", "schema: '2.0'\nstages:\n  train:\n    cmd: env PYTH", "schema: '2.0'\nstag", "\0" * 99]
-)
-def test_a_torn_lock_is_named_with_its_remedy(clone: Clone, content: str) -> None:
+TORN = "schema: '2.0'\nstages:\n  train:\n    cmd: env PYTH"
+OUTSIDE = "schema: '2.0'\nstages: {train: {outs: [{path: models/../../outside, md5: 0}]}}"
+
+
+@pytest.mark.parametrize("content", ["", TORN, "schema: '2.0'\nstag", "\0" * 99, OUTSIDE])
+def test_a_lock_that_is_torn_or_leads_outside_has_no_outputs(content: str, tmp_path: Path) -> None:
+    (tmp_path / "dvc.lock").write_text(content)
+    assert outputs(tmp_path / "dvc.lock") is None
+
+
+def test_a_torn_lock_is_named_with_its_remedy(clone: Clone) -> None:
     clone.commit("Run")
-    (clone.folder / "dvc.lock").write_text(content)
+    (clone.folder / "dvc.lock").write_text(TORN)
     told = _doctor(clone, code=1)["dvc.lock"]
     assert told.startswith("FAILS: torn: DVC was killed or had no room as it wrote it; `git checkout dvc.lock` ")
     clone.run("git", "checkout", "-q", "dvc.lock")

@@ -103,6 +103,7 @@ def test_a_python_without_venv_is_one_line_and_leaves_nothing(folder: Path) -> N
     assert not (folder / ".venv").exists()
 
 
+@pytest.mark.slow
 def test_an_environment_is_set_up_once_and_again_where_its_folder_was_moved(folder: Path) -> None:
     assert make(folder, Path(sys.executable)) == (0, [INSTALLING])
     assert make(folder) == (0, [])

@@ -160,6 +160,7 @@ def test_a_clone_runs_its_own_code_in_another_clones_environment(finished: Clone
     assert smallest != _recorded(finished)
 
 
+@pytest.mark.slow
 def test_an_experiment_in_a_copy_runs_the_copys_code(committed: Clone, smallest: str) -> None:
     _keep_the_smallest(committed.folder)
     committed.run("dvc", "exp", "run", "--temp", "-n", "smallest", "prune@p50")

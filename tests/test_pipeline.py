@@ -31,6 +31,7 @@ def test_changing_the_arms_runs_the_levels_but_not_train(clone: Clone) -> None:
     assert clone.repro() == ["prune@p50", "prune@p75", "prune@p80-at-once", "evaluate", "plot"]
 
 
+@pytest.mark.slow
 def test_changing_a_figures_code_runs_plot_alone(clone: Clone) -> None:
     with (clone.folder / "src/lottery/report/figures.py").open("a") as code:
         code.write("\n# another colour\n")
@@ -49,6 +50,7 @@ def test_renaming_a_level_changes_no_network(clone: Clone) -> None:
     assert clone.files("models/sparse") == before
 
 
+@pytest.mark.slow
 def test_threads_change_no_byte(clone: Clone) -> None:
     lock = (clone.folder / "dvc.lock").read_bytes()
     clone.change(run={"threads": 1})

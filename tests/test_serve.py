@@ -106,6 +106,7 @@ def test_a_port_that_is_taken_is_told_before_anything_is_done() -> None:
     assert not Path("mlflow.db").exists()
 
 
+@pytest.mark.slow
 def test_a_server_that_does_not_start_is_one_line_that_names_its_log(port: int) -> None:
     environment = os.environ | {"MLFLOW_STATIC_PREFIX": "no-slash"}
     command = ["lottery", "ui", "--port", str(port)]

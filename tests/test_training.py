@@ -117,6 +117,7 @@ sizes_of_networks = st.tuples(st.integers(1, 40), st.lists(st.integers(1, 40), m
 # --- one network, the same bits -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @settings(max_examples=60)
 @given(
     sizes=sizes_of_networks,

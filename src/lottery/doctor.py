@@ -18,14 +18,15 @@ import yaml
 
 from lottery import LotteryError, params
 from lottery.files.digests import digest
-from lottery.files.workplace import root
+from lottery.files.workplace import is_inside, root
 from lottery.params import Params
 from lottery.provenance import git, refusal
 
 Record = dict[str, dict[str, str]]  # the MD5 sums of the outputs in dvc.lock, by stage and path
 LOCK = Path("dvc.lock")
 PINS = {"torch": "2.13.0", "torchvision": "0.28.0"}
-TENSORS = 11  # of a network's size, while it trains: its state, its copy that is saved, its start and its gradients
+# of a network's size, while it trains: its state of four, two copies of that to save, its start, gradients and mask
+TENSORS = 15
 BASE = 900_000_000  # bytes that a stage takes with torch, the images and MLflow
 NO_ANSWER = 1.0  # seconds that an MLflow server may take
 
@@ -145,13 +146,17 @@ def _lock() -> tuple[Check, Record]:
 
 
 def outputs(lock: Path) -> Record | None:
-    """The MD5 sums of each stage's outputs by path, as a dvc.lock has them; None where it ends in the midst of it."""
+    """The MD5 sums of each stage's outputs by path, as a dvc.lock has them; None where it ends in the midst of it.
+
+    None too where an output lies outside the repository: what is damaged may be removed.
+    """
     try:
         stages = yaml.safe_load(lock.read_text(encoding="utf-8"))["stages"]
         record = {name: {out["path"]: out["md5"] for out in entry.get("outs", ())} for name, entry in stages.items()}
     except (OSError, ValueError, yaml.YAMLError, TypeError, KeyError, AttributeError):
         return None
-    return record if all(outs or name == "check" for name, outs in record.items()) else None
+    whole = all(outs or name == "check" for name, outs in record.items())
+    return record if whole and all(is_inside(path) for outs in record.values() for path in outs) else None
 
 
 def _data(settings: Params) -> Check:

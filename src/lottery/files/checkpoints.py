@@ -27,7 +27,7 @@ from lottery.core.stack import Masks, Stack
 from lottery.core.training import Group, State, Task
 from lottery.files.sealed import DamagedError, digest_of_tensor, sealed
 from lottery.files.sealed import opened as opened_file
-from lottery.files.workplace import HeldError, durable, locked, root
+from lottery.files.workplace import HeldError, durable, lacks_memory, locked, root
 
 OPERATORS = ("MKL_", "ONEDNN_", "DNNL_", "ATEN_")  # begin the names of variables
 TRAINED = "trained"  # an empty file in the folder of a stage that trained to its end
@@ -75,8 +75,9 @@ class Checkpoints:
     every: float  # seconds between two times that all are saved
     _kept: dict[int, State] = field(default_factory=dict)  # each group's last one, by the row of its first network
     _spare: dict[int, State] = field(default_factory=dict)  # the memory for each group's next one
+    _sealing: State | None = None  # being written: nobody may copy into it
     _unsaved: set[int] = field(default_factory=set)  # the first rows of those that are not saved yet
-    _lock: Lock = field(default_factory=Lock)  # of the three above
+    _lock: Lock = field(default_factory=Lock)  # of the four above
     _writer: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "checkpoints"))
     _writing: Future[None] | None = None
     _begun: float = field(default_factory=time.monotonic)  # when the last writing began, or the stage
@@ -100,6 +101,17 @@ class Checkpoints:
 
     def keep(self, group: Group) -> None:
         """Keep a copy of a group's state, which nobody may be changing, and save all kept ones when it is time."""
+        try:
+            self._copy(group)
+        except (MemoryError, RuntimeError) as error:
+            if not lacks_memory(error):
+                raise
+            self._tell(error)
+        if time.monotonic() - self._begun >= self.every and (self._writing is None or self._writing.done()):
+            self._begun = time.monotonic()
+            self._writing = self._writer.submit(self._write)
+
+    def _copy(self, group: Group) -> None:
         with self._lock:
             copy, before = self._spare.pop(group.first, None), self._kept.get(group.first)
             if copy:
@@ -108,43 +120,40 @@ class Checkpoints:
                 copy = group.state.copy()
             self._kept[group.first] = copy  # whole: what a signal interrupts is not kept
             self._unsaved.add(group.first)
-            if before:
+            if before and before is not self._sealing:
                 self._spare[group.first] = before
-        if time.monotonic() - self._begun >= self.every and (self._writing is None or self._writing.done()):
-            self._begun = time.monotonic()
-            self._writing = self._writer.submit(self._write)
 
     def save(self) -> None:
         """Save all that is kept."""
-        self.finish()
-        self._write()
+        self._writer.submit(self._write).result()
 
     def finish(self) -> None:
         """Wait for what is being saved."""
-        if self._writing:
-            self._writing.result()
+        self._writer.submit(lambda: None).result()
 
     def _write(self) -> None:
-        """Write what is not saved yet; what cannot be written is left for the next time."""
+        """Write what is not saved yet, in the writer's thread; what cannot be written is left for the next time."""
         for first in sorted(self._unsaved):
+            with self._lock:
+                state = self._sealing = self._kept[first]
+                self._unsaved.discard(first)
             try:
-                with self._lock:
-                    state = self._kept[first]
-                    networks = [state.rows(slice(row, row + 1)) for row in range(len(state.parameters))]
-                    contents = [sealed(network.tensors(), {})[0] for network in networks]
-                    self._unsaved.discard(first)
-                for row, content in enumerate(contents, first):
-                    with durable(self.folder / f"{row}.safetensors") as path:
+                for row in range(len(state.parameters)):
+                    content, _ = sealed(state.rows(slice(row, row + 1)).tensors(), {})
+                    with durable(self.folder / f"{first + row}.safetensors") as path:
                         path.write_bytes(content)
-            except (OSError, MemoryError) as error:  # it costs no result
+            except Exception as error:  # whatever it is, it costs no result
                 self._unsaved.add(first)
-                if not self._failed:
-                    where, why = str(self.folder), "no memory"
-                    if isinstance(error, OSError):
-                        where, why = error.filename or where, str(error.strerror)
-                    line = "training goes on without checkpoints until they can be written"
-                    print(f"{where}: {why}: {line}", file=sys.stderr)
-                self._failed = True
+                self._tell(error)
+
+    def _tell(self, error: Exception) -> None:
+        """Say, once, why what was trained cannot be saved."""
+        if not self._failed:
+            where, why = str(self.folder), "no memory" if lacks_memory(error) else str(error)
+            if isinstance(error, OSError) and error.strerror:
+                where, why = error.filename or where, error.strerror
+            print(f"{where}: {why}: training goes on without checkpoints until they can be written", file=sys.stderr)
+        self._failed = True
 
 
 @contextmanager

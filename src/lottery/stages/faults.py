@@ -12,14 +12,13 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from lottery import LotteryError
-from lottery.files.workplace import FULL, REFUSED
+from lottery.files.workplace import FULL, REFUSED, lacks_memory, root
 
 if TYPE_CHECKING:
     from lottery.params import Params
 
-# how torch, Python and the loader of libraries say that there is no memory, where they raise no MemoryError
-NO_MEMORY = ("allocate memory", "not enough memory", "failed to map segment", "can't start new thread")
 LESS = "`dvc repro` goes on from what was saved of this stage; with fewer run.threads it takes less memory"
+GOES_ON = "`dvc repro` goes on from here"
 OTHER_ROOM = 70_000_000  # bytes that `download` writes for MNIST, its sources too; `evaluate` and `plot` need less
 
 
@@ -27,23 +26,21 @@ def line(stage: str, error: BaseException) -> str | None:
     """The line for an error that a stage met, None where it is none of the machine's."""
     if isinstance(error, BrokenExecutor):
         return f"run.threads: a worker was ended from outside, as happens where memory runs out: {LESS}"
-    lacks = isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
-    if lacks or any(words in str(error) for words in NO_MEMORY):
+    if lacks_memory(error):
         return f"run.threads: memory ran out: {LESS}"
     if isinstance(error, OSError) and error.errno in FULL:
-        needed, free = _room(stage), shutil.disk_usage(_parent(stage)).free
-        return (
-            f"{error.filename or _leaves(stage)}: {error.strerror}: the stage needs about {_megabytes(needed)}, and "
-            f"{_megabytes(free)} are free; make room, then `dvc repro` goes on from here"
-        )
+        numbers = f"the stage needs about {_megabytes(_room(stage))}, and {_megabytes(_free(stage))} are free"
+        return f"{error.filename or _leaves(stage)}: {error.strerror}: {numbers}; make room, then {GOES_ON}"
     if isinstance(error, OSError) and error.errno in REFUSED and error.filename:
-        remedy = "see to it that it can be read and written, then `dvc repro` goes on from here"
-        return f"{error.filename}: {error.strerror}; {remedy}"
+        return _refused(error.filename, error)
     return None
 
 
 def check_outputs(stage: str) -> None:
-    """Raise an error where what a stage leaves could not be written or kept, before it works rather than after."""
+    """Raise an error where what a stage leaves could not be written or kept, before it works rather than after.
+
+    OSError where there is no room, else LotteryError.
+    """
     parent = _parent(stage)
     if parent.is_symlink():
         raise LotteryError(
@@ -54,10 +51,15 @@ def check_outputs(stage: str) -> None:
         parent.mkdir(exist_ok=True)
         tempfile.TemporaryFile(dir=parent).close()
     except OSError as error:
-        error.filename = str(parent)  # and not that of the file that was tried
-        raise
-    if shutil.disk_usage(parent).free < _room(stage):
+        if error.errno in FULL:
+            raise
+        raise LotteryError(_refused(str(parent), error)) from error
+    if parent.name == "models" and _free(stage) < _room(stage):  # what others leave is small
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def _refused(file: str, error: OSError) -> str:
+    return f"{file}: {error.strerror}; see to it that it can be read and written, then {GOES_ON}"
 
 
 def _leaves(stage: str) -> str:
@@ -87,16 +89,22 @@ def _room(stage: str) -> int:
     return OTHER_ROOM
 
 
+def _free(stage: str) -> int:
+    """The bytes that are free where a stage's output lies."""
+    parent = _parent(stage)
+    return shutil.disk_usage(parent if parent.exists() else root()).free
+
+
 def _megabytes(number: int) -> str:
     return f"{number / 1e6:.1f} MB"
 
 
 def _end(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     words = line(os.environ.get("DVC_STAGE", ""), error)
-    if words:
-        print(words, file=sys.stderr)
-    else:
-        sys.__excepthook__(kind, error, trace)
+    if words is None:
+        return sys.__excepthook__(kind, error, trace)
+    print(words, file=sys.stderr, flush=True)
+    os._exit(2)
 
 
 if os.environ.get("DVC_STAGE"):

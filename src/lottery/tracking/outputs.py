@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from lottery import LotteryError
 from lottery.files.digests import digest_of_files
+from lottery.files.workplace import is_inside
 from lottery.params import RECORDED, Params
 
 # One network, one identity: level, arm, seed and the DVC hash of the level's files. Written last: a run that has it is
@@ -140,7 +141,7 @@ def _stages(stages: dict[str, Any], current: Params) -> Iterable[Recorded]:
                 {entry["path"]: entry["md5"].removesuffix(".dir") for entry in stages[stage].get(which, ())}
                 for which in ("outs", "deps")
             )
-            if any(path.startswith("/") or ".." in path.split("/") for path in outs):  # fetched files go there
+            if not all(map(is_inside, outs)):  # fetched files go there
                 raise ValueError(outs)
             yield Recorded(name, stage, _params(every | own), outs, deps, data)
 
