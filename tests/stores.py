@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -117,8 +117,10 @@ def lose_the_store(clone: Clone) -> None:
     shutil.rmtree(clone.folder / "mlartifacts")
 
 
-def stage(clone: Clone, module: str, name: str, **variables: str) -> "subprocess.Popen[str]":
-    """A stage as DVC starts it."""
+def stage(
+    clone: Clone, module: str, name: str, prepare: Callable[[], None] | None = None, **variables: str
+) -> "subprocess.Popen[str]":
+    """A stage as DVC starts it; ``prepare`` is called in its process before."""
     return subprocess.Popen(
         [sys.executable, "-m", f"lottery.stages.{module}"],
         cwd=clone.folder,
@@ -126,10 +128,11 @@ def stage(clone: Clone, module: str, name: str, **variables: str) -> "subprocess
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=prepare,
     )
 
 
-def run_stage(clone: Clone, module: str, name: str, code: int = 0, **variables: str) -> list[str]:
+def run_stage(clone: Clone, module: str, name: str, code: int = 0, **variables: Any) -> list[str]:
     """Run a stage to this exit code: the lines that it says."""
     return lines_of(stage(clone, module, name, **variables), code)
 
