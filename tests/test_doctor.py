@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from clones import SMALL, Clone
+from filelock import FileLock
 from stores import PATIENCE, stage
 
 from lottery.doctor import outputs
@@ -109,6 +110,19 @@ def test_whole_outputs_that_dvc_has_not_recorded_are_not_mended_away(clone: Clon
     before = clone.files("models")
     clone.run("lottery", "doctor", "--mend", check=False)
     assert clone.files("models") == before
+
+
+@pytest.mark.slow
+def test_nothing_is_mended_while_dvc_writes(clone: Clone) -> None:
+    level = clone.folder / "models/p75/weights.safetensors"
+    level.unlink()
+    level.write_bytes(b"no weights")
+    with FileLock(clone.folder / ".dvc/tmp/lock"):
+        told = clone.run("lottery", "doctor", "--mend", check=False)
+    assert told == "DVC: another command of it writes in this folder; run this again when it has ended\n"
+    assert level.exists()
+    assert "removed models/p75\n" in clone.run("lottery", "doctor", "--mend")
+    assert not level.exists()
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import closing, suppress
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import PackageNotFoundError, requires, version
 from pathlib import Path
 from urllib.request import urlopen
 
@@ -24,7 +24,7 @@ from lottery.provenance import git, refusal
 
 Record = dict[str, dict[str, str]]  # the MD5 sums of the outputs in dvc.lock, by stage and path
 LOCK = Path("dvc.lock")
-PINS = {"torch": "2.13.0", "torchvision": "0.28.0"}
+PINNED = ("torch", "torchvision")  # whose versions decide bytes
 # of a network's size, while it trains: its state of four, two copies of that to save, its start, gradients and mask
 TENSORS = 15
 BASE = 900_000_000  # bytes that a stage takes with torch, the images and MLflow
@@ -48,7 +48,7 @@ class Check:
 def checks(deep: bool) -> Iterator[Check]:
     """Make the checks, the quick ones or all, one after the other."""
     yield _python()
-    yield from map(_package, PINS)
+    yield from map(_package, PINNED)
     yield _device()
     try:
         settings = params.load()
@@ -80,7 +80,7 @@ def _package(name: str) -> Check:
         found = version(name)
     except PackageNotFoundError:
         found = "missing"
-    wanted = PINS[name]
+    wanted = next(each.partition("==")[2] for each in requires("lottery") or () if each.startswith(f"{name}=="))
     # another version rounds in another way: results are right, and their bytes are others
     missing = found == "missing"
     remedy = "" if found.partition("+")[0] == wanted else f"the pin is {wanted}: `make repro` installs it"
@@ -245,12 +245,26 @@ def _verified(record: Record) -> Check:
 
 
 def mend() -> list[str]:
-    """Remove what is damaged, of DVC's cache and of the outputs; a line each."""
-    record = outputs(LOCK) if LOCK.exists() else None
+    """Remove what is damaged, of DVC's cache and of the outputs; a line each.
+
+    No other DVC command writes meanwhile. Raises LotteryError where one does now.
+    """
+    from dvc.exceptions import DvcException
+    from dvc.lock import LockError
+    from dvc.repo import Repo
+
     lines = []
-    for path in (*damaged_copies(), *damaged_outputs(record or {})):
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
-        lines.append(f"removed {path}")
+    try:
+        with Repo(".") as repo, repo.lock:
+            for path in (*damaged_copies(), *damaged_outputs(outputs(LOCK) or {})):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+                lines.append(f"removed {path}")
+    except LockError as error:
+        raise LotteryError(
+            "DVC: another command of it writes in this folder; run this again when it has ended"
+        ) from error
+    except DvcException as error:
+        raise LotteryError(f"DVC: {error}; run this in the folder that holds dvc.yaml") from error
     return lines
 
 
@@ -283,8 +297,14 @@ def damaged_outputs(record: Record) -> list[Path]:
 
 
 def _cache() -> Path:
-    place = subprocess.run([sys.executable, "-m", "dvc", "cache", "dir"], capture_output=True, text=True).stdout.strip()
-    return Path(place or ".dvc/cache") / "files" / "md5"
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo  # takes a second
+
+    try:
+        with Repo(".") as repo:
+            return Path(repo.cache.local.path)
+    except DvcException:  # no repository of its, in which nothing is cached
+        return Path(".dvc/cache/files/md5")
 
 
 def _gigabytes(number: float) -> str:

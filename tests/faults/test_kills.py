@@ -9,8 +9,11 @@ import random
 import re
 import shutil
 import signal
+import statistics
 import subprocess
 import time
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -98,6 +101,31 @@ def _kill(repro: "subprocess.Popen[bytes]", victim: str) -> str:
     return "dvc"
 
 
+def _lost(clone: Clone, began: float, killed: float) -> float | None:
+    """The seconds of training that a kill cost: since the networks' states were saved, or since their training began.
+
+    None where no network trained.
+    """
+    for about in clone.folder.glob(".lottery/checkpoints/*/about.json"):
+        if (training := about.stat().st_mtime) >= began:
+            saved = [file.stat().st_mtime for file in about.parent.glob("*.safetensors")]
+            return max(0.0, killed - max(training, min(saved, default=training)))
+    return None
+
+
+@pytest.fixture(scope="module")
+def tally() -> Iterator[list[tuple[str, float | None]]]:
+    """The victim of each kill that was survived and what it cost, which the last test prints."""
+    kills: list[tuple[str, float | None]] = []
+    yield kills
+    lost = [seconds for _, seconds in kills if seconds is not None]
+    kinds = ", ".join(f"{count} of {victim}" for victim, count in Counter(victim for victim, _ in kills).items())
+    print(f"{len(kills)} kills survived: {kinds}")
+    if lost:
+        seconds = f"median {statistics.median(lost):.1f}, worst {max(lost):.1f}"
+        print(f"seconds of training lost in {len(lost)} kills while networks trained: {seconds}")
+
+
 def _content(clone: Clone) -> dict[str, bytes]:
     outputs = {
         f"{folder}/{name}": data
@@ -108,26 +136,34 @@ def _content(clone: Clone) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("number", [pytest.param(i, marks=[pytest.mark.slow] if i >= 4 else []) for i in range(TRIALS)])
-def test_what_is_killed_goes_on_to_the_same_bytes(undisturbed: Undisturbed, tmp_path: Path, number: int) -> None:
+def test_what_is_killed_goes_on_to_the_same_bytes(
+    undisturbed: Undisturbed, tally: list[tuple[str, float | None]], tmp_path: Path, number: int
+) -> None:
     draw = random.Random(number)
     stage, victim = list(OUTPUTS)[1:][number % 5], VICTIMS[number % 4]
     clone = undisturbed.copy_before(stage, tmp_path / "clone")
+    began = time.time()
     with (tmp_path / "first").open("wb") as output:
         repro = subprocess.Popen(
             REPRO, cwd=clone.folder, env=clone.environment, stdout=output, stderr=output, start_new_session=True
         )
         time.sleep(draw.uniform(0.5, undisturbed.seconds[stage] + 0.5))
-        victim = _kill(repro, victim)
+        family = psutil.Process(repro.pid).children(recursive=True)
+        victim, killed = _kill(repro, victim), time.time()
         repro.wait(PATIENCE)
-    first = (tmp_path / "first").read_text()
+        psutil.wait_procs(family, PATIENCE)  # a stage whose DVC was killed saves what it trained, and ends
+    first, lost = (tmp_path / "first").read_text(), _lost(clone, began, killed)
     torn = outputs(clone.folder / "dvc.lock") is None  # as `lottery doctor` says
     if torn:
         shutil.copy(undisturbed.clone.folder / "dvc.lock", clone.folder / "dvc.lock")  # as `git checkout` restores it
     second = clone.run(*REPRO)
     went_on = re.findall(r"(\S+: goes on from iteration \S+ of \S+), saved", second)
-    print(f"kill {number}: {victim} in {stage}{', dvc.lock torn' if torn else ''}; {'; '.join(went_on) or 'anew'}")
+    cost = f"{lost:.1f} s of training lost" if lost is not None else "no network trained"
+    told = [f"{victim} in {stage}", *(["dvc.lock torn"] if torn else []), *(went_on or ["anew"]), cost]
+    print(f"kill {number}: {'; '.join(told)}")
     assert "Traceback" not in first + second
     assert _content(clone) == _content(undisturbed.clone)
     sync(clone)
     assert not runs(store(clone), "attributes.status = 'RUNNING'")
     assert picture(store(clone)) == picture(store(undisturbed.clone))
+    tally.append((victim, lost))

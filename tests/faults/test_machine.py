@@ -1,10 +1,13 @@
 """What a machine does to a pipeline: little memory, other disks, refused files, odd places and clocks."""
 
 import ctypes
+import errno
+import os
 import re
 import resource
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -17,7 +20,7 @@ from clones import SMALL, Clone
 from stores import PATIENCE, lines_of, run_stage, stage
 
 from lottery.doctor import outputs
-from lottery.files.workplace import scratch
+from lottery.files.workplace import replacing, scratch
 
 OVERRIDES = (1, 2, 3)  # root's capabilities to read, write and own every file
 BOUND = 24  # PR_CAPBSET_DROP
@@ -127,6 +130,34 @@ def test_levels_reports_and_scratch_may_lie_on_other_disks(
     clone.run("git", "checkout", "-q", "models", "reports")
     clone.run("dvc", "repro", "--no-run-cache")
     assert (clone.folder / "dvc.lock").read_bytes() == (finished.folder / "dvc.lock").read_bytes()
+
+
+@pytest.mark.parametrize("code", [errno.EINVAL, errno.ENOTSUP, errno.EIO])
+def test_a_disk_that_syncs_files_alone_takes_outputs_and_one_that_fails_does_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    synced, sync, target = [], os.fsync, tmp_path / "models"
+
+    def of_files_alone(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(code, os.strerror(code))
+        synced.append(descriptor)
+        sync(descriptor)
+
+    def write() -> None:
+        with replacing(target) as folder:
+            folder.mkdir()
+            (folder / "weights").write_text("new")
+
+    monkeypatch.setattr(os, "fsync", of_files_alone)
+    if code == errno.EIO:
+        with pytest.raises(OSError, match="Input/output error"):
+            write()
+        assert list(tmp_path.iterdir()) == []
+    else:
+        write()
+        assert (target / "weights").read_text() == "new"
+        assert len(synced) == 1
 
 
 def test_a_link_behind_which_dvc_keeps_nothing_is_said_before_a_stage_trains(clone: Clone, tmp_path: Path) -> None:
