@@ -89,6 +89,9 @@ def test_faults_are_named_with_their_remedies(clone: Clone) -> None:
 def test_outputs_that_are_nowhere_are_counted(clone: Clone) -> None:
     clone.run("rm", "-r", "models/p75", ".dvc/cache")
     assert _doctor(clone)["outputs"].startswith("note: 8 of 9 here; `dvc pull` fetches them from a remote")
+    levels = {name: level for name, level in SMALL["levels"].items() if name != "p75"}
+    clone.change(levels=levels)  # DVC keeps the entry of the level that was removed
+    assert _doctor(clone)["outputs"] == "ok: 8 of 8 here"
 
 
 def _make_old(folder: Path) -> None:

@@ -61,7 +61,7 @@ def checks(deep: bool) -> Iterator[Check]:
     yield lock
     yield _data(settings)
     if record:
-        yield _outputs(record)
+        yield _outputs(settings, record)
     yield _mlflow()
     if record:
         yield from _runs(settings)
@@ -173,9 +173,11 @@ def _data(settings: Params) -> Check:
     return Check("data", f"{path}, verified")
 
 
-def _outputs(record: Record) -> Check:
-    """Each output is in the workspace or in the cache."""
-    outs = {path: md5 for stage in record.values() for path, md5 in stage.items()}
+def _outputs(settings: Params, record: Record) -> Check:
+    """Each output of the present levels is in the workspace or in the cache."""
+    present = {f"prune@{level}" for level in settings.levels}  # DVC keeps the entries of those that were removed
+    stages = [stage for stage in record if stage in present or not stage.startswith("prune@")]
+    outs = {path: md5 for stage in stages for path, md5 in record[stage].items()}
     away = {path: md5 for path, md5 in outs.items() if not Path(path).exists()}
     if away:
         cache = _cache()
