@@ -4,6 +4,7 @@ Each test kills one process, or all, of a real `dvc repro` at a random moment of
 more in `make test-all`, 50 in `make test-faults`, which prints how it went.
 """
 
+import json
 import os
 import random
 import re
@@ -24,6 +25,7 @@ from clones import SMALL, Clone
 from stores import PATIENCE, picture, runs, store, sync
 
 from lottery.doctor import outputs
+from lottery.files.checkpoints import TRAINED
 
 LEVELS = {"p50": {"sparsity": 0.5, "parent": "dense"}, "p75": {"sparsity": 0.75, "parent": "p50"}}
 OUTPUTS = {
@@ -104,12 +106,14 @@ def _kill(repro: "subprocess.Popen[bytes]", victim: str) -> str:
 def _lost(clone: Clone, began: float, killed: float) -> float | None:
     """The seconds of training that a kill cost: since the networks' states were saved, or since their training began.
 
-    None where no network trained.
+    None where no network trained that DVC has not recorded.
     """
+    recorded = outputs(clone.folder / "dvc.lock") or {}
     for about in clone.folder.glob(".lottery/checkpoints/*/about.json"):
-        if (training := about.stat().st_mtime) >= began:
+        if json.loads(about.read_text())["stage"] not in recorded and (training := about.stat().st_mtime) >= began:
             saved = [file.stat().st_mtime for file in about.parent.glob("*.safetensors")]
-            return max(0.0, killed - max(training, min(saved, default=training)))
+            ended = [file.stat().st_mtime for file in about.parent.glob(TRAINED)]  # what came after was no training
+            return max(0.0, min([killed, *ended]) - max(training, min(saved, default=training)))
     return None
 
 
