@@ -213,7 +213,7 @@ def test_the_other_data_sets_have_torchvisions_mirrors_alone(name: str) -> None:
 def _npm(patch: pytest.MonkeyPatch, folder: Path, members: Mapping[str, tarfile.TarInfo | bytes]) -> None:
     """An npm that packs these members, chatters, and writes what is no UTF-8."""
     folder.mkdir()
-    with tarfile.open(folder / "package.tgz", "w:gz") as package:
+    with tarfile.open(folder / "package.tgz", "w:gz", compresslevel=1) as package:
         for name, what in members.items():
             if isinstance(what, bytes):
                 entry = tarfile.TarInfo(f"package/data/{name}")

@@ -20,6 +20,7 @@ def test_nothing_runs_twice(clone: Clone) -> None:
     assert "up to date" in clone.run("dvc", "repro")
 
 
+@pytest.mark.slow
 def test_changing_a_level_runs_it_and_its_descendants_alone(clone: Clone) -> None:
     clone.change(levels=levels(p50={"sparsity": 0.4, "parent": "dense"}))
     assert clone.repro() == ["prune@p50", "prune@p75", "evaluate", "plot"]
