@@ -5,12 +5,10 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import yaml
-from filelock import FileLock
 
 ROOT = Path(__file__).parent.parent
 
@@ -115,35 +113,19 @@ def make_origin(folder: Path) -> Path:
     return folder
 
 
-def made_once(name: str, factory: pytest.TempPathFactory, make: Callable[[Path], object]) -> Path:
-    """A folder that the first of pytest's workers to want it makes, for all to read."""
-    base = factory.getbasetemp()
-    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
-    made = folder.with_suffix(".made")
-    with FileLock(folder.with_suffix(".lock")):
-        if not made.exists():
-            shutil.rmtree(folder, ignore_errors=True)  # another worker failed at it
-            folder.mkdir(parents=True)
-            make(folder)
-            made.touch()
-    return folder
-
-
 @pytest.fixture(scope="session")
 def origin(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The repository that the tests clone."""
-    return made_once("origin", tmp_path_factory, lambda folder: make_origin(folder / "lottery")) / "lottery"
+    return make_origin(tmp_path_factory.mktemp("origin") / "lottery")
 
 
 @pytest.fixture(scope="session")
 def finished(origin: Path, tmp_path_factory: pytest.TempPathFactory) -> Clone:
-    """A clone whose pipeline has run, which no test changes."""
-
-    def run(folder: Path) -> None:
-        stages = Clone(folder / "clone", origin).repro()
-        assert stages == ["download", "train", "prune@p50", "prune@p75", "prune@p80-at-once", "evaluate", "plot"]
-
-    return Clone(made_once("finished", tmp_path_factory, run) / "clone")
+    """A clone whose pipeline has run."""
+    clone = Clone(tmp_path_factory.mktemp("finished") / "clone", origin)
+    stages = clone.repro()
+    assert stages == ["download", "train", "prune@p50", "prune@p75", "prune@p80-at-once", "evaluate", "plot"]
+    return clone
 
 
 @pytest.fixture

@@ -132,9 +132,11 @@ def stage(
     )
 
 
-def run_stage(clone: Clone, module: str, name: str, code: int = 0, **variables: Any) -> list[str]:
+def run_stage(
+    clone: Clone, module: str, name: str, code: int = 0, prepare: Callable[[], None] | None = None, **variables: str
+) -> list[str]:
     """Run a stage to this exit code: the lines that it says."""
-    return lines_of(stage(clone, module, name, **variables), code)
+    return lines_of(stage(clone, module, name, prepare, **variables), code)
 
 
 def lines_of(running: "subprocess.Popen[str]", code: int = 0) -> list[str]:

@@ -1,6 +1,7 @@
 """`lottery doctor` says what is wrong and what mends it; `lottery tidy` removes what runs left behind."""
 
 import os
+import re
 import signal
 import sqlite3
 import subprocess
@@ -113,6 +114,13 @@ def test_whole_outputs_that_dvc_has_not_recorded_are_not_mended_away(clone: Clon
     before = clone.files("models")
     clone.run("lottery", "doctor", "--mend", check=False)
     assert clone.files("models") == before
+
+
+def test_where_dvc_has_no_repository_nothing_is_mended(tmp_path: Path) -> None:
+    told = Clone(tmp_path).run("lottery", "doctor", "--mend", check=False)
+    assert re.fullmatch(
+        r"DVC: you are not inside of a DVC repository.*; run this in the folder that holds dvc.yaml\n", told
+    )
 
 
 @pytest.mark.slow

@@ -77,14 +77,13 @@ def _python() -> Check:
 
 def _package(name: str) -> Check:
     try:
-        found = version(name)
-    except PackageNotFoundError:
-        found = "missing"
-    wanted = next(each.partition("==")[2] for each in requires("lottery") or () if each.startswith(f"{name}=="))
+        found, needed = version(name), requires("lottery") or ()
+    except PackageNotFoundError as missing:
+        return Check(name, f"{missing.name} is not installed", "`make repro` installs it")
+    wanted = next(each.partition("==")[2] for each in needed if each.startswith(f"{name}=="))
     # another version rounds in another way: results are right, and their bytes are others
-    missing = found == "missing"
     remedy = "" if found.partition("+")[0] == wanted else f"the pin is {wanted}: `make repro` installs it"
-    return Check(name, found, remedy, fatal=missing)
+    return Check(name, found, remedy, fatal=False)
 
 
 def _device() -> Check:
@@ -235,8 +234,7 @@ def _checkpoints() -> Check:
 
 
 def _verified(record: Record) -> Check:
-    bad = [*damaged_copies(), *damaged_outputs(record)]
-    if bad:
+    if bad := damaged(record):
         return Check("contents", f"damaged: {', '.join(map(str, bad[:4]))}", "`lottery doctor --mend` removes them")
     outs = {Path(path): md5.removesuffix(".dir") for stage in record.values() for path, md5 in stage.items()}
     other = [path.as_posix() for path, md5 in outs.items() if path.exists() and digest(path) != md5]
@@ -249,16 +247,19 @@ def _verified(record: Record) -> Check:
 def mend() -> list[str]:
     """Remove what is damaged, of DVC's cache and of the outputs; a line each.
 
-    No other DVC command writes meanwhile. Raises LotteryError where one does now.
+    No DVC command writes meanwhile. Raises LotteryError where one does now, or where DVC has no repository.
     """
     from dvc.exceptions import DvcException
     from dvc.lock import LockError
     from dvc.repo import Repo
 
+    from lottery.tracking.address import first_line
+
     lines = []
+    found = damaged(outputs(LOCK) or {})  # before the lock, for which the DVC of a stage that ends waits 3 s
     try:
         with Repo(".") as repo, repo.lock:
-            for path in (*damaged_copies(), *damaged_outputs(outputs(LOCK) or {})):
+            for path in filter(is_damaged, found):  # not made anew since
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
                 lines.append(f"removed {path}")
     except LockError as error:
@@ -266,36 +267,30 @@ def mend() -> list[str]:
             "DVC: another command of it writes in this folder; run this again when it has ended"
         ) from error
     except DvcException as error:
-        raise LotteryError(f"DVC: {error}; run this in the folder that holds dvc.yaml") from error
+        raise LotteryError(f"DVC: {first_line(error)}; run this in the folder that holds dvc.yaml") from error
     return lines
 
 
-def damaged_copies() -> list[Path]:
-    """The files of DVC's cache whose content is not what their name says."""
-    found = []
-    for path in _cache().glob("??/*"):
-        name = (path.parent.name + path.name).removesuffix(".dir")
-        with suppress(FileNotFoundError):  # of a file that goes meanwhile
-            if re.fullmatch("[0-9a-f]{32}", name) and digest(path) != name:
-                found.append(path)
-    return found
+def damaged(record: Record) -> list[Path]:
+    """The files of DVC's cache, and the levels and data sets in the workspace, that are damaged."""
+    outs = (Path(path) for stage in record.values() for path in stage)
+    return [path for path in (*_cache().glob("??/*"), *outs) if is_damaged(path)]
 
 
-def damaged_outputs(record: Record) -> list[Path]:
-    """The levels and data sets in the workspace that fail their own sums."""
+def is_damaged(path: Path) -> bool:
+    """Whether a level or a data set fails its own sums, or a file of DVC's cache is not what its name says."""
     from lottery.files.artifacts import verify_level
     from lottery.files.data import verify
 
-    found = []
-    for path in (Path(each) for outs in record.values() for each in outs if Path(each).exists()):
-        try:
-            if path.parts[0] == "models":
-                verify_level(path)
-            elif path.parts[0] == "data":
-                verify(path)
-        except LotteryError:
-            found.append(path)
-    return found
+    try:
+        if path.exists() and path.parts[0] in ("models", "data"):
+            verify_level(path) if path.parts[0] == "models" else verify(path)
+        name = (path.parent.name + path.name).removesuffix(".dir")
+        return bool(re.fullmatch("[0-9a-f]{32}", name)) and digest(path) != name
+    except LotteryError:
+        return True
+    except FileNotFoundError:  # of a file that goes meanwhile
+        return False
 
 
 def _cache() -> Path:

@@ -21,7 +21,7 @@ from pathlib import Path
 import psutil
 import pytest
 import yaml
-from clones import SMALL, Clone, made_once
+from clones import SMALL, Clone
 from stores import PATIENCE, picture, runs, store, sync
 
 from lottery.doctor import outputs
@@ -38,7 +38,6 @@ OUTPUTS = {
 }
 VICTIMS = ("dvc", "stage", "worker", "group")
 REPRO = ("dvc", "repro", "--no-run-cache")  # else DVC would restore what an earlier test made
-QUICKER = range(1, 5)  # those that are in `make test`: of each stage but the first, after which all others run
 TRIALS = int(os.environ.get("LOTTERY_KILLS", 14))
 
 
@@ -64,25 +63,18 @@ class Undisturbed:
 
 @pytest.fixture(scope="module")
 def undisturbed(origin: Path, tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
-    def run(folder: Path) -> None:
-        clone = Clone(folder / "clone", origin)
-        iterations = {key: value for key, value in SMALL["train"].items() if key != "epochs"} | {"iterations": 2500}
-        clone.change(
-            levels=LEVELS,
-            train=iterations | {"evaluate_every": 100},
-            run={"threads": 2, "checkpoint_every": 1},
-        )
-        clone.run(*REPRO, "--single-item", "check")
-        seconds = {}
-        for stage in OUTPUTS:
-            began = time.monotonic()
-            clone.run(*REPRO, "--single-item", stage)
-            seconds[stage] = time.monotonic() - began
-        sync(clone)
-        (folder / "seconds.json").write_text(json.dumps(seconds))
-
-    folder = made_once("undisturbed", tmp_path_factory, run)
-    return Undisturbed(Clone(folder / "clone"), json.loads((folder / "seconds.json").read_text()))
+    clone = Clone(tmp_path_factory.mktemp("undisturbed") / "clone", origin)
+    iterations = {key: value for key, value in SMALL["train"].items() if key != "epochs"} | {"iterations": 2500}
+    run = {"threads": 2, "checkpoint_every": 1}
+    clone.change(levels=LEVELS, train=iterations | {"evaluate_every": 100}, run=run)
+    clone.run(*REPRO, "--single-item", "check")
+    seconds = {}
+    for stage in OUTPUTS:
+        began = time.monotonic()
+        clone.run(*REPRO, "--single-item", stage)
+        seconds[stage] = time.monotonic() - began
+    sync(clone)
+    return Undisturbed(clone, seconds)
 
 
 def _find(repro: psutil.Process, victim: str) -> psutil.Process | None:
@@ -147,9 +139,7 @@ def _content(clone: Clone) -> dict[str, bytes]:
     return outputs | {"dvc.lock": (clone.folder / "dvc.lock").read_bytes()}
 
 
-@pytest.mark.parametrize(
-    "number", [pytest.param(i, marks=() if i in QUICKER else pytest.mark.slow) for i in range(TRIALS)]
-)
+@pytest.mark.parametrize("number", [pytest.param(i, marks=[pytest.mark.slow] if i >= 4 else []) for i in range(TRIALS)])
 def test_what_is_killed_goes_on_to_the_same_bytes(
     undisturbed: Undisturbed, tally: list[tuple[str, float | None]], tmp_path: Path, number: int
 ) -> None:
