@@ -13,6 +13,7 @@ import sqlite3
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
@@ -21,7 +22,7 @@ import pytest
 import yaml
 from clones import SMALL, Clone
 from mlflow import MlflowClient
-from mlflow.entities import Run
+from mlflow.entities import Dataset, DatasetInput, Run
 from stores import (
     KEY,
     PARENT,
@@ -47,6 +48,7 @@ from stores import (
 from lottery import LotteryError
 from lottery.files.digests import digest
 from lottery.tracking.outputs import recorded
+from lottery.tracking.store import Store
 from lottery.tracking.sync import Workspace
 
 SERVE = "from lottery.tracking import serve; serve._serve = lambda port, told: print(told)\n"
@@ -412,6 +414,23 @@ def run_of(client: MlflowClient, level: str) -> Run:
     """The run of a level's stage."""
     stages = [run for run in runs(client) if PARENT not in run.data.tags]
     return next(run for run in stages if run.data.tags[KEY].startswith(f"{level}/"))
+
+
+@pytest.mark.slow
+def test_machines_that_name_the_same_data_first_at_the_same_time_all_succeed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MLflow looks for a data set's entry and then makes it: of two that do so together, one is refused."""
+    machines, tries = 4, 25
+    with serving(tmp_path) as (uri, _), ThreadPoolExecutor(machines) as pool:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+        stores = [Store("lottery") for _ in range(machines)]
+        ids = [each.create("run", {}, 0) for each in stores]
+        for number in range(tries):
+            data = [DatasetInput(Dataset("mnist", str(number), "local", "{}"))]
+            list(pool.map(lambda each, run, data=data: each.log_inputs(run, data), stores, ids))
+        for each, run in zip(stores, ids, strict=True):
+            assert len(each.call("get_run", run).inputs.dataset_inputs) == tries
 
 
 @pytest.mark.slow

@@ -247,11 +247,20 @@ class Store:
         points = [point for point in content.points if (point[0], point[2]) not in logged]
         self.log(run, points, content.params, content.note)
         if content.inputs:
-            self.call("log_inputs", run, list(content.inputs))
+            self.log_inputs(run, list(content.inputs))
         self.log_artifacts(run, content)
         self.call("set_terminated", run)
         self.call("set_tag", run, KEY, key)
         self.call("delete_tag", run, PROCESS)
+
+    def log_inputs(self, run: str, inputs: list[DatasetInput]) -> None:
+        """Write the data that a run read; MLflow makes a data set's entry when the first run names it."""
+        try:
+            self.call("log_inputs", run, inputs)
+        except MlflowException as error:
+            if error.error_code != "BAD_REQUEST":
+                raise
+            self.call("log_inputs", run, inputs)  # another machine made the same entry in between
 
     def log_artifacts(self, run: str, content: Content) -> None:
         """Write a run's artifacts, or write them anew."""
