@@ -254,13 +254,16 @@ class Store:
         self.call("delete_tag", run, PROCESS)
 
     def log_inputs(self, run: str, inputs: list[DatasetInput]) -> None:
-        """Write the data that a run read; MLflow makes a data set's entry when the first run names it."""
+        """Write the data that a run read. Raises MlflowException.
+
+        MLflow looks for a data set's entry and then makes it: of two writers that do so at once it refuses one.
+        """
         try:
             self.call("log_inputs", run, inputs)
         except MlflowException as error:
             if error.error_code != "BAD_REQUEST":
                 raise
-            self.call("log_inputs", run, inputs)  # another machine made the same entry in between
+            self.call("log_inputs", run, inputs)  # which finds the other's entry
 
     def log_artifacts(self, run: str, content: Content) -> None:
         """Write a run's artifacts, or write them anew."""
