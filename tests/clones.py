@@ -5,10 +5,14 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import yaml
+
+from lottery.stages import warm
 
 ROOT = Path(__file__).parent.parent
 
@@ -52,6 +56,8 @@ def said(output: str) -> list[str]:
 class Clone:
     """A git clone with its own DVC cache and MLflow store."""
 
+    kept: ClassVar[dict[str, str]] = {}  # by which stages that `run` starts are copies of a process that has imported
+
     def __init__(self, folder: Path, source: Path | None = None) -> None:
         self.folder = folder
         if source:
@@ -66,7 +72,8 @@ class Clone:
         return names | {"PATH": path}
 
     def run(self, *command: str, check: bool = True) -> str:
-        done = subprocess.run(command, cwd=self.folder, env=self.environment, capture_output=True, text=True)
+        environment = self.environment | self.kept
+        done = subprocess.run(command, cwd=self.folder, env=environment, capture_output=True, text=True)
         assert not check or done.returncode == 0, done.stdout + done.stderr
         return done.stdout + done.stderr
 
@@ -114,9 +121,11 @@ def make_origin(folder: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def origin(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The repository that the tests clone."""
-    return make_origin(tmp_path_factory.mktemp("origin") / "lottery")
+def origin(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The repository that the tests clone, and while it lives the process that has imported for their stages."""
+    with warm.kept() as Clone.kept:
+        yield make_origin(tmp_path_factory.mktemp("origin") / "lottery")
+    Clone.kept = {}
 
 
 @pytest.fixture(scope="session")

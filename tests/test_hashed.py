@@ -31,6 +31,7 @@ NO_DEPS = {
     "lottery.params": "says whether a stage may run; the values go through it unchanged, and `plan` has what they mean",
     "lottery.stages": "begins and ends a stage",
     "lottery.stages.hashed": "says whether a stage may run",
+    "lottery.stages.warm": "starts a stage, which then imports this folder's code",
     "lottery.stages.progress": "says how far a stage is",
     "lottery.stages.levels": "says whether a stage may run",
     "lottery.files.workplace": "moves files, whatever is in them",

@@ -48,19 +48,20 @@ def estimate(arguments: argparse.Namespace) -> int:
 def repro(arguments: argparse.Namespace) -> int:
     """Run the pipeline from params.yaml to the answer. Raises LotteryError where params.yaml holds mistakes."""
     from lottery.outlook import FILE
+    from lottery.stages import warm
     from lottery.tracking.sync import sync
 
     check(arguments)
     estimate(arguments)
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])  # where stages find `python`
-    dvc = subprocess.Popen(
-        [sys.executable, "-m", "dvc", "repro"], env=os.environ | {"PATH": path, "LOTTERY_OUTLOOK": str(FILE.resolve())}
-    )
-    signal.signal(signal.SIGTERM, lambda *_: dvc.terminate())  # a stage ends with its DVC
-    while True:
-        with suppress(KeyboardInterrupt):  # DVC and its stage get it too, and end by themselves
-            code = dvc.wait()
-            break
+    with warm.kept() as found:
+        environment = os.environ | {"PATH": path, "LOTTERY_OUTLOOK": str(FILE.resolve())} | found
+        dvc = subprocess.Popen([sys.executable, "-m", "dvc", "repro"], env=environment)
+        signal.signal(signal.SIGTERM, lambda *_: dvc.terminate())  # a stage ends with its DVC
+        while True:
+            with suppress(KeyboardInterrupt):  # DVC and its stage get it too, and end by themselves
+                code = dvc.wait()
+                break
     if code:
         return code if code > 0 else 128 - code  # as a shell says that a signal ended it
     try:

@@ -3,6 +3,9 @@
 from lottery.stages import signals  # before what takes time to import
 
 # isort: split
+from lottery.stages import warm  # noqa: F401  # hands over to a process that has imported what follows
+
+# isort: split
 from lottery.stages import faults  # before what takes memory
 
 # isort: split

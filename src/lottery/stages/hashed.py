@@ -21,6 +21,7 @@ import lottery
 from lottery import LotteryError, params
 from lottery.files.digests import digest, digest_of_files
 from lottery.files.workplace import HeldError, locked
+from lottery.stages import warm
 from lottery.stages.signals import AGAIN
 
 PARAMS = "params.yaml: "  # before a key, in the name of an input
@@ -108,7 +109,8 @@ def sole(stage: str) -> Iterator[None]:
 def starter() -> psutil.Process | None:
     """The process that started this one, shells left out: DVC, in a stage; None where the system does not tell."""
     with suppress(psutil.Error):
-        return next((each for each in psutil.Process().parents() if each.name() not in SHELLS), None)
+        process = psutil.Process(int(os.environ.get(warm.WAITS, os.getpid())))
+        return next((each for each in process.parents() if each.name() not in SHELLS), None)
     return None
 
 
