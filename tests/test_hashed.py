@@ -28,10 +28,12 @@ SOURCES = ROOT / "src"
 # modules that stages import and that need not be deps, because they decide no byte of an output
 NO_DEPS = {
     "lottery": "the error that is one line",
+    "lottery.cluster": "runs core's training elsewhere, with states that core makes",
     "lottery.params": "says whether a stage may run; the values go through it unchanged, and `plan` has what they mean",
     "lottery.stages": "begins and ends a stage",
     "lottery.stages.hashed": "says whether a stage may run",
     "lottery.stages.warm": "starts a stage, which then imports this folder's code",
+    "lottery.stages.ahead": "trains what a later stage would, by this stage's own code",
     "lottery.stages.progress": "says how far a stage is",
     "lottery.stages.levels": "says whether a stage may run",
     "lottery.files.workplace": "moves files, whatever is in them",

@@ -350,7 +350,15 @@ THREADS = "is not auto or a whole number from 1 to 1024"
         ("every: 20 ", "every: often", 'run.checkpoint_every: "often" is not a number of seconds from 0 to 86400'),
         # sections
         ("run:  ", "rum:  ", 'rum: unknown key (did you mean "run"?)'),
-        ("  threads: auto\n  checkpoint_every: 20 ", "", "run: null is not a mapping; the keys here are threads, "),
+        (
+            "  mlflow_experiment: lottery-tickets\n  required: false ",
+            "",
+            "tracking: null is not a mapping; the keys ",
+        ),
+        ("engine: local", "engine: cloud", 'run.engine: "cloud" is not local or ray'),
+        ("engine: local", "ray: {adress: a}", 'run.ray.adress: unknown key (did you mean "address"?)'),
+        ("engine: local", "ray: null", "run.ray: null is not a mapping; the keys here are address, "),
+        ("engine: local", "ray: {address: head}", 'run.ray.address: "head" is not host:port of a Ray cluster\'s head'),
         ("run:  ", "5: 6\nrun:  ", "[5]: unknown key; the keys here are "),
     ],
 )

@@ -58,6 +58,7 @@ MOST_MEMORY = 1000  # GB, of the networks that are trained together
 MOST_GUESSES = 300  # words among which a person may have meant one
 MOST_LINES = 10  # of mistakes told at once
 MOST_CHARACTERS = 300  # of such a line
+HOST_AND_PORT = r"[^\s/:]+:[0-9]{1,5}"
 
 CONTINUED = [name for name, arm in ARMS.items() if arm.goes_on]
 RATES: dict[Kind, tuple[str, str]] = {
@@ -335,6 +336,19 @@ class Tracking(Section):
     required: Annotated[bool, Is("true or false")] = False
 
 
+class Ray(Section):
+    """The cluster that `engine: ray` trains on."""
+
+    address: Annotated[
+        Annotated[str, Field(pattern=f"^{HOST_AND_PORT}$")] | None,
+        Is("host:port of a Ray cluster's head, or null for a Ray of this machine alone"),
+    ] = None
+    networks_per_task: Annotated[
+        Literal["auto"] | Annotated[int, Field(ge=1, le=1024)], Is("auto or a whole number from 1 to 1024")
+    ] = "auto"
+    mixed: Annotated[bool, Is("true or false")] = False
+
+
 class Run(Section):
     """The way to run, which never changes results."""
 
@@ -342,6 +356,13 @@ class Run(Section):
         Literal["auto"] | Annotated[int, Field(ge=1, le=1024)], Is("auto or a whole number from 1 to 1024")
     ]
     checkpoint_every: Annotated[float, Field(ge=0, le=86_400), Is("a number of seconds from 0 to 86400")] = 20.0
+    engine: Annotated[Literal["local", "ray"], Is.one_of(("local", "ray"))] = "local"
+    ray: Ray = Ray()
+
+    @property
+    def mixed(self) -> bool:
+        """Whether networks may be trained where torch, numpy or the processor is another than here."""
+        return self.engine == "ray" and self.ray.mixed
 
 
 class Params(Section, plan.Plan):
@@ -391,7 +412,7 @@ class Params(Section, plan.Plan):
         if self.prune.conv_rate is not None and "convolution" not in kinds:
             text = f"{self.prune.conv_rate} is for convolutions, and a {self.network.name} has none; remove it"
             yield ("prune", "conv_rate"), text
-        at_once = max(len(self.arms(name)) for name in self.levels) * len(self.train.seeds) * (1 + self.train.twins)
+        at_once = max(map(self.networks, self.levels))
         if (gigabytes := 24 * sum(layers) * at_once / 1e9) > MOST_MEMORY:  # weights, gradients, Adam's two, start, best
             text = f"{at_once} networks of {sum(layers)} weights at once take {gigabytes:.0f} GB of memory"
             yield ("network", "hidden"), f"{text}; give fewer units or seeds"
@@ -578,9 +599,12 @@ def _line(details: ErrorDetails) -> str:
 
 def _section(key: tuple[int | str, ...]) -> type[Section]:
     """The part of the schema that a key leads to."""
-    if not key:
-        return Params
-    return Level if key[0] == "levels" else cast(type[Section], Params.model_fields[str(key[0])].annotation)
+    if key[:1] == ("levels",):
+        return Level
+    section: type[Section] = Params
+    for name in key:
+        section = cast(type[Section], section.model_fields[str(name)].annotation)
+    return section
 
 
 def _keys(section: type[Section]) -> list[str]:

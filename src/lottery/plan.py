@@ -10,7 +10,7 @@ from heapq import heappop, heappush
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from lottery.core.arms import Rows
+from lottery.core.arms import TWINNED, Rows
 from lottery.core.layout import CLASSES, FIXED, Kind, Layout, perceptron
 
 if TYPE_CHECKING:
@@ -117,6 +117,12 @@ class Plan:
     def rows(self, level: str) -> Rows:
         """The networks of a level, twins left out."""
         return Rows(self.arms(level), self.train.seeds)
+
+    def networks(self, level: str) -> int:
+        """The number of networks that a level trains, twins included."""
+        arms = self.arms(level)
+        twins = sum(arm in TWINNED for arm in arms) if self.train.twins else 0
+        return (len(arms) + twins) * len(self.train.seeds)
 
     @property
     def every_arm(self) -> tuple[str, ...]:

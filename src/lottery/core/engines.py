@@ -5,7 +5,7 @@ from __future__ import annotations
 import mmap
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, wait
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 
@@ -15,14 +15,26 @@ if TYPE_CHECKING:
     from lottery.core.training import Group, State
 
 
+class Engine(Protocol):
+    """The way to advance groups to their ends."""
+
+    def __call__(self, groups: Sequence[Group], threads: int, advanced: Callable[[Group], None]) -> None:
+        """Advance the groups' states to their ends, on up to ``threads`` processors at a time.
+
+        ``advanced`` is called in this process and thread after each evaluation of a group, whose state nobody changes
+        meanwhile. Raises DivergedError.
+        """
+
+
 @one_thread()  # what `advanced` copies takes no processor from the workers
 def run(groups: Sequence[Group], threads: int, advanced: Callable[[Group], None]) -> None:
     """Advance all groups to their ends in up to ``threads`` processes; call ``advanced`` here after each evaluation.
 
-    The groups' states must be `shared`: a process changes its group's state where this one reads it, and none changes
-    it while ``advanced`` is called. Each group queues up again after an evaluation, which keeps all processes busy to
-    the end. Raises DivergedError.
+    A process changes its group's state where this one reads it, and none changes it while ``advanced`` is called. Each
+    group queues up again after an evaluation, which keeps all processes busy to the end. Raises DivergedError.
     """
+    for group in groups:
+        group.state = shared(group.state)
     waiting = [place for place, group in enumerate(groups) if not group.finished]
     if not waiting:
         return

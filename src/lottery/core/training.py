@@ -238,11 +238,13 @@ class Group:
         self.task = task
         self.lessons = lessons
         self.state = state
+        self.masks = masks
         # as float because multiplying by booleans takes 190 microseconds where multiplying by floats takes 24
         keep = None if masks is None or masks.flat.all() else masks.flat.float()
         sparse = keep is not None and bool(keep.mean() < SPARSE)
         self._keep = None if sparse else keep
-        self._kept = keep.flatten().nonzero().flatten() if keep is not None and sparse else None
+        # int64 [K], the places in the flattened parameters that training changes; None: all
+        self.kept = keep.flatten().nonzero().flatten() if keep is not None and sparse else None
         self._epoch: tuple[int, Tensor] | None = None
 
     @property
@@ -290,7 +292,7 @@ class Group:
     def _update(self) -> tuple[Callable[[int], None], Callable[[], None]]:
         """Two functions: one updates kept weights and biases after a batch, one ends the updates of an evaluation."""
         gradients, parameters, moments = self._learner.gradients.flat, self.state.parameters.flat, self.state.moments
-        if self._kept is None:
+        if self.kept is None:
             optimizer = Optimizer(self.task.recipe, parameters, moments)
 
             def update(iteration: int) -> None:
@@ -300,7 +302,7 @@ class Group:
 
             return update, lambda: None
 
-        kept, parameters, gradients = self._kept, parameters.view(-1), gradients.view(-1)
+        kept, parameters, gradients = self.kept, parameters.view(-1), gradients.view(-1)
         # whole vectors: where the last is not, fused Adam rounds in another way
         gathered = torch.zeros(2 + len(moments), padded(len(kept)))
         kept_parameters, kept_gradients = gathered[0, : len(kept)], gathered[1, : len(kept)]
@@ -331,16 +333,21 @@ class Group:
         return self._epoch[1][place]
 
     def _evaluate(self, iteration: int, train_loss: Tensor) -> None:
-        state, evaluation = self.state, int(self.state.evaluated)
-        losses, accuracies = score(state.parameters, self.lessons.validation)
+        losses, accuracies = score(self.state.parameters, self.lessons.validation)
         for r, loss in enumerate(losses.tolist()):
             if not math.isfinite(loss):
                 raise DivergedError(self.first + r, iteration)
-            earlier = state.history[1, r, 1:evaluation]
-            if evaluation and (not len(earlier) or loss < earlier.min()):
-                state.early_stopping.flat[r] = state.parameters.flat[r]
-        state.history[:, :, evaluation] = torch.stack([train_loss, losses, accuracies])
-        state.evaluated += 1
+        self.state.history[:, :, int(self.state.evaluated)] = torch.stack([train_loss, losses, accuracies])
+        self.state.evaluated += 1
+        self.keep_best()
+
+    def keep_best(self) -> None:
+        """Keep the parameters of the networks whose last evaluation is their best; the start's is no candidate."""
+        evaluation = int(self.state.evaluated) - 1
+        for r, losses in enumerate(self.state.history[1]):
+            earlier = losses[1:evaluation]
+            if evaluation and (not len(earlier) or losses[evaluation] < earlier.min()):
+                self.state.early_stopping.flat[r] = self.state.parameters.flat[r]
 
 
 def group_size(networks: int, parameters: int, threads: int) -> int:
@@ -364,6 +371,7 @@ def train(
     group: int | None = None,
     saved: Callable[[int], State | None] = lambda row: None,
     advanced: Callable[[Group], None] = lambda group: None,
+    engine: engines.Engine = engines.run,
 ) -> Trained:
     """Train R networks from ``start`` on the split's training images.
 
@@ -389,9 +397,9 @@ def train(
         task = Task(start.layout, tuple(seeds[rows]), tuple(path), recipes[rows.start])
         states = [state for state in earlier[rows] if state]
         state = State.joined(states) if states else State.begin(task, start.rows(rows))
-        groups.append(Group(rows.start, task, masks and masks.rows(rows), lessons, engines.shared(state)))
+        groups.append(Group(rows.start, task, masks and masks.rows(rows), lessons, state))
     del earlier
-    engines.run(groups, threads, advanced)
+    engine(groups, threads, advanced)
     states = [group.state for group in groups]
     rewound = [group.state.rewound for group in groups if group.task.recipe.rewind]
     return Trained(

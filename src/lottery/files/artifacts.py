@@ -50,10 +50,11 @@ class Contents:
     path: tuple[float, ...]  # sparsities from dense to this level
     rows: Rows
     made_from: Mapping[str, str] = field(default_factory=dict, compare=False)  # the seals of data, dense and parent
+    mixed: bool = False  # trained where torch, numpy or the processor may have been others than the stage's
     seal: str = field(default="", compare=False)  # stands for all that is in the folder
 
 
-def save_level(level: Level, folder: Path, made_from: Mapping[str, str]) -> None:
+def save_level(level: Level, folder: Path, made_from: Mapping[str, str], mixed: bool = False) -> None:
     """Write a trained level's folder; the old one stays until the new one is whole."""
     trained, layout = level.trained, level.start.layout
     states = {"initial": level.start, "final": trained.final, "early_stopping": trained.early_stopping}
@@ -76,7 +77,7 @@ def save_level(level: Level, folder: Path, made_from: Mapping[str, str]) -> None
         (new / HISTORY).write_bytes(history)
         seals[HISTORY] = hashlib.sha256(history).hexdigest()
         facts = _facts(layout, level.path, level.rows) | {"made_from": dict(made_from), "files": seals}
-        masks, _ = sealed(packed, facts)
+        masks, _ = sealed(packed, facts | ({"mixed": True} if mixed else {}))
         (new / MASKS).write_bytes(masks)
 
 
@@ -114,9 +115,9 @@ def load_contents(folder: Path) -> Contents:
 def _contents(file: Sealed) -> Contents:
     facts = dict(file.facts)
     facts.pop("files", None)
-    made_from = facts.pop("made_from", {})
+    made_from, mixed = facts.pop("made_from", {}), facts.pop("mixed", False)
     path, arms, seeds = (tuple(facts.pop(key)) for key in ("path", "arms", "seeds"))
-    return Contents(described(**facts), path, Rows(arms, seeds), made_from, file.seal)
+    return Contents(described(**facts), path, Rows(arms, seeds), made_from, mixed, file.seal)
 
 
 def load_masks(folder: Path) -> Masks:

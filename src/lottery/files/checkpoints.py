@@ -41,8 +41,7 @@ def key(inputs: Mapping[str, object], split: Split, start: Stack, masks: Masks, 
     - ``split``, the images, their order and their scaling, by which the pixels of a state are arranged;
     - ``start`` and ``masks``, which hold all that the dense and the parent's networks decide;
     - ``tasks``, one per network: its seed, path and recipe fix its batches and learning rates;
-    - the versions of torch and numpy, the processor and its capability, and the variables by which their operators are
-      chosen, because other operators round in another way.
+    - `operators`, because other operators round in another way.
 
     The number of threads is not in it, because no network's bits depend on what it is stacked with.
     """
@@ -52,18 +51,28 @@ def key(inputs: Mapping[str, object], split: Split, start: Stack, masks: Masks, 
         "tensors": [digest_of_tensor(tensor) for tensor in (*images, start.flat, masks.flat)],
         "scaling": repr(split.scaling),
         "tasks": [task.key for task in tasks],
-        "versions": [torch.__version__, np.__version__],
-        "processor": [torch.backends.cpu.get_cpu_capability(), *_processor()],
-        "variables": sorted(each for each in os.environ.items() if each[0].startswith(OPERATORS)),
+        "operators": operators(),
     }
     return sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def operators() -> dict[str, str]:
+    """What torch's and numpy's operators are chosen by: their versions, the processor, and variables."""
+    variables = sorted(each for each in os.environ.items() if each[0].startswith(OPERATORS))
+    return {
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "processor": ", ".join([torch.backends.cpu.get_cpu_capability(), *_processor()]),
+        "variables": ", ".join(f"{name}={value}" for name, value in variables),
+    }
 
 
 def _processor() -> list[str]:
     """The vendor, family and model of the processor, by which MKL chooses its operators; empty but on Linux."""
     with suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").partition("\n\n")[0].splitlines()
-        return [line for line in lines if line.startswith(("vendor_id", "cpu family", "model"))]
+        named = (line.partition(":") for line in lines if line.startswith(("vendor_id", "cpu family", "model")))
+        return [f"{name.strip()} {value.strip()}" for name, _, value in named]
     return []
 
 
@@ -157,10 +166,13 @@ class Checkpoints:
 
 
 @contextmanager
-def opened(name: str, every: float, stage: str, inputs: Mapping[str, object]) -> Iterator[Checkpoints | None]:
+def opened(
+    name: str, every: float, stage: str, inputs: Mapping[str, object], ahead: bool = False
+) -> Iterator[Checkpoints | None]:
     """The checkpoints of this `key`, for this process alone; where the block is interrupted, all that is kept is saved.
 
     None, after a line, where another process has them, as two DVC experiments may that differ in later levels alone.
+    ``ahead``: they are for a stage that comes later, and stay until that has trained.
     """
     folder = _folder() / name
     with ExitStack() as held:
@@ -171,7 +183,8 @@ def opened(name: str, every: float, stage: str, inputs: Mapping[str, object]) ->
             print(line, file=sys.stderr)
             yield None
             return
-        remove_trained()
+        if not ahead:
+            remove_trained()
         with suppress(OSError):
             (folder / TRAINED).unlink(missing_ok=True)
             with durable(folder / "about.json") as path:
@@ -182,6 +195,9 @@ def opened(name: str, every: float, stage: str, inputs: Mapping[str, object]) ->
         except BaseException:
             checkpoints.save()
             raise
+        if ahead:
+            checkpoints.save()
+            return
         checkpoints.finish()
         with suppress(OSError):
             (folder / TRAINED).touch()

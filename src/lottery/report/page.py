@@ -52,6 +52,8 @@ class Findings:
     layout: Layout
     data: str  # the MD5 sum of the data file, as dvc.lock has it
     tables: str  # the MD5 sum of reports/tables, as dvc.lock has it
+    # levels trained where torch, numpy or the processor may have been others than the stage's
+    mixed: Sequence[str] = ()
 
     @cached_property
     def judged(self) -> list[dict[str, Any]]:

@@ -60,6 +60,7 @@ def load_findings(p: Params) -> Findings:
         claims=json.loads((TABLES / "claims.json").read_text(encoding="utf-8")),
         warning=reports.warning(tables["levels"], p.iterations, p.train.evaluate_every),
         settings=p.model_dump(mode="json", exclude_none=True, exclude={"tracking", "run"}),
+        mixed=[level for level in ("dense", *p.order) if load_contents(MODELS / level).mixed],
         iterations=p.iterations,
         layout=p.layout,
         data=digest_of_data(p.data_file),

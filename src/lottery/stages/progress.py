@@ -71,7 +71,7 @@ def report(done: int, total: int, text: str) -> None:
 def shown(stage: str) -> Iterator[None]:
     """Show the progress of this process's stage while the block runs."""
     global _current
-    _current = progress = Progress(stage, _expected())
+    _current = progress = Progress(stage, expected())
     over = threading.Event()
 
     def tell() -> None:
@@ -88,8 +88,8 @@ def shown(stage: str) -> Iterator[None]:
             progress.bar.close()
 
 
-def _expected() -> Mapping[str, float]:
-    """Read the seconds that `lottery repro` expects, from the file that it names."""
+def expected() -> Mapping[str, float]:
+    """Read the seconds that `lottery repro` expects of each stage, in their order, from the file that it names."""
     try:
         seconds: Mapping[str, float] = json.loads(Path(os.environ["LOTTERY_OUTLOOK"]).read_text(encoding="utf-8"))
     except (KeyError, OSError, ValueError):

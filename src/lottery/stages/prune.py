@@ -5,11 +5,11 @@ from pathlib import Path
 
 from lottery import params, tracking
 from lottery.core import experiment
-from lottery.core.experiment import Pruning
+from lottery.core.experiment import Level, Pruning, Train
 from lottery.core.ingredients import Ingredients
 from lottery.core.pruning import Evidence
 from lottery.files.artifacts import load_masks, load_parameters, load_rewound, made_from, save_level
-from lottery.stages import level_name, run
+from lottery.stages import ahead, level_name, run
 from lottery.stages.levels import check_level
 from lottery.stages.training import load_images, recipe, trainer
 
@@ -28,23 +28,30 @@ def main() -> None:
         origin = made_from(p.data_file, {"dense": Path("models/dense"), "parent": parent})
         pruned = held.rows.of(p.prune.source if held.path else "dense")
         initial, final = (load_parameters(parent, which).rows(pruned) for which in ("initial", "final"))
-        path = (*held.path, p.levels[name].sparsity)
-        masks = experiment.prune(
-            Evidence(initial, final, p.train.seeds, path, images),
-            load_masks(parent).rows(pruned),
-            Pruning(p.criterion(name), p.scope(name), p.slower),
-        )
-        ingredients = Ingredients(
-            masks,
-            load_rewound(Path("models/dense")),
-            final,
-            p.train.seeds,
-            path,
-            p.network.initialization,
-            replace(recipe(p), start=p.prune.rewind),
-        )
-        level = experiment.level(ingredients, p.arms(name), trainer(p, name, images, tracked.watch), p.train.twins)
-        save_level(level, folder, origin)
+        kept, rewound = load_masks(parent).rows(pruned), load_rewound(Path("models/dense"))
+
+        def made(level: str, train: Train) -> Level:
+            """Prune to a level of this parent, rewind, and train."""
+            path = (*held.path, p.levels[level].sparsity)
+            masks = experiment.prune(
+                Evidence(initial, final, p.train.seeds, path, images),
+                kept,
+                Pruning(p.criterion(level), p.scope(level), p.slower),
+            )
+            ingredients = Ingredients(
+                masks,
+                rewound,
+                final,
+                p.train.seeds,
+                path,
+                p.network.initialization,
+                replace(recipe(p), start=p.prune.rewind),
+            )
+            return experiment.level(ingredients, p.arms(level), train, p.train.twins)
+
+        with ahead.training(p, name, lambda later: made(later, trainer(p, later, images, ahead=True))):
+            level = made(name, trainer(p, name, images, tracked.watch))
+        save_level(level, folder, origin, p.run.mixed)
         tracked.log_level(folder)
 
 

@@ -24,7 +24,7 @@ def main() -> None:
             trainer(p, "dense", load_images(p), tracked.watch),
             p.train.twins,
         )
-        save_level(level, folder, origin)
+        save_level(level, folder, origin, p.run.mixed)
         tracked.log_level(folder)
 
 

@@ -1,9 +1,12 @@
 """Training as params.yaml says it: what the stages `train` and `prune` share."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 
 from lottery import LotteryError
+from lottery.core import engines
+from lottery.core.engines import Engine
 from lottery.core.experiment import Train
 from lottery.core.images import Split
 from lottery.core.schedules import Constant, Cosine, Schedule, Step, WarmUp
@@ -37,21 +40,36 @@ def schedule(params: Params) -> Schedule:
     return WarmUp(t.warm_up or 1) if t.schedule == "warm-up" else every[t.schedule]
 
 
-def trainer(params: Params, level: str, images: Split, watch: Callable[[Group], None]) -> Train:
+def trainer(
+    params: Params,
+    level: str,
+    images: Split,
+    watch: Callable[[Group], None] = lambda group: None,
+    ahead: bool = False,
+) -> Train:
     """`training.train` on these images and the pipeline's threads, from where an earlier run was interrupted.
 
-    ``watch`` is told of every evaluation.
+    ``watch`` is told of every evaluation. ``ahead``: on one thread, for a later stage `prune`, and only where it can be
+    saved for that.
     """
+    stage, began_with, cores = STAGE, BEGAN_WITH, threads(params)
+    if ahead:
+        stage = f"{STAGE.partition('@')[0]}@{level}"
+        began_with, cores = hashed.inputs(stage), 1
+        hashed.check_unchanged(STAGE, BEGAN_WITH)  # the sources of both: those that this process has imported
 
     def run(
         start: Stack, masks: Masks, seeds: Sequence[int], path: Sequence[float], recipes: Sequence[Recipe]
     ) -> Trained:
         tasks = [Task(start.layout, (seed,), tuple(path), recipe) for seed, recipe in zip(seeds, recipes, strict=True)]
-        if not BEGAN_WITH:  # a person started the stage without DVC, and nobody knows which sources run
+        if not began_with:  # a person started the stage without DVC, and nobody knows which sources run
             return go_on(start, masks, tasks, None)
-        hashed.check_unchanged(STAGE, BEGAN_WITH)  # what is saved is of the sources that the key names
-        key = checkpoints.key(BEGAN_WITH, images, start, masks, tasks)
-        with checkpoints.opened(key, params.run.checkpoint_every, STAGE, BEGAN_WITH) as saved:
+        hashed.check_unchanged(stage, began_with)  # what is saved is of the sources that the key names
+        inputs = began_with | ({"mixed": True} if params.run.mixed else {})  # whose states are of no other use
+        key = checkpoints.key(inputs, images, start, masks, tasks)
+        with checkpoints.opened(key, params.run.checkpoint_every, stage, began_with, ahead) as saved:
+            if ahead and saved is None:
+                raise LotteryError(f"{stage}: another process trains its networks")
             return go_on(start, masks, tasks, saved)
 
     def go_on(start: Stack, masks: Masks, tasks: Sequence[Task], saved: Checkpoints | None) -> Trained:
@@ -61,10 +79,10 @@ def trainer(params: Params, level: str, images: Split, watch: Callable[[Group], 
             task.recipe.evaluations[int(state.evaluated) - 1] if state else task.recipe.start
             for task, state in zip(tasks, earlier, strict=True)
         ]
-        first, total = sum(done), len(done) * last - sum(done)
+        first, total = sum(done), len(done) * last - sum(done)  # of this run
         if saved and any(earlier):
             print(
-                f"{STAGE}: goes on from iteration {min(done):,} of {last:,}, saved {_clock(saved.saved_at())}",
+                f"{stage}: goes on from iteration {min(done):,} of {last:,}, saved {_clock(saved.saved_at())}",
                 flush=True,
             )
 
@@ -82,10 +100,11 @@ def trainer(params: Params, level: str, images: Split, watch: Callable[[Group], 
 
         seeds, recipes = [task.seeds[0] for task in tasks], [task.recipe for task in tasks]
         try:
-            return train(
-                start, masks, seeds, tasks[0].path, images, recipes,
-                threads=threads(params), saved=take, advanced=advanced,
-            )  # fmt: skip
+            with _engine(params, cores, total) as (engine, processors, group):
+                return train(
+                    start, masks, seeds, tasks[0].path, images, recipes,
+                    threads=processors, group=group, saved=take, advanced=advanced, engine=engine,
+                )  # fmt: skip
         except DivergedError as error:
             raise LotteryError(
                 f"params.yaml: train.learning_rate: training diverged at {params.train.learning_rate}: the "
@@ -98,6 +117,23 @@ def trainer(params: Params, level: str, images: Split, watch: Callable[[Group], 
             raise
 
     return run
+
+
+@contextmanager
+def _engine(params: Params, cores: int, iterations: int) -> Iterator[tuple[Engine, int, int | None]]:
+    """The engine that `run.engine` asks for, its processors, and how many networks it stacks; None: as many as is best.
+
+    On this machine there are ``cores``, which also train where no ``iterations`` are left.
+    """
+    if params.run.engine == "local" or not iterations:
+        yield engines.run, cores, None
+        return
+    from lottery.cluster import connected
+
+    ray = params.run.ray
+    together = None if ray.networks_per_task == "auto" else ray.networks_per_task
+    with connected(ray.address, cores) as cluster:
+        yield cluster.engine(ray.mixed), cluster.cores, together
 
 
 def _clock(when: datetime) -> str:
