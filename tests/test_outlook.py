@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 from clones import SMALL, Clone
 
-from lottery import outlook
+from lottery import calibration, outlook
+from lottery.calibration import Machine, calibrated
 from lottery.params import Params
 from lottery.stages import progress
 from lottery.stages.progress import Progress, duration
@@ -24,9 +25,9 @@ def _params(**sections: object) -> Params:
     return Params.model_validate(SMALL | sections)
 
 
-def _to_run(clone: Clone, monkeypatch: pytest.MonkeyPatch) -> set[str]:
+def _to_run(clone: Clone, monkeypatch: pytest.MonkeyPatch, fate: str = "run") -> set[str]:
     monkeypatch.chdir(clone.folder)
-    return {*outlook.to_run()} - {"check"}
+    return {stage for stage, found in outlook.fates().items() if found == fate} - {"check"}
 
 
 def test_what_changed_and_what_depends_on_it_would_run(clone: Clone, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -41,22 +42,90 @@ def test_what_changed_and_what_depends_on_it_would_run(clone: Clone, monkeypatch
 
 def test_stages_are_in_the_order_in_which_dvc_runs_them(origin: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(origin)
-    assert outlook.to_run() == ["check", *STAGES]
+    assert outlook.fates() == dict.fromkeys(["check", *STAGES], "run")
 
 
 @pytest.mark.parametrize(("twins", "dense", "level"), [(False, 2, 6), (True, 4, 10)])
 def test_networks_are_counted_with_their_twins(twins: bool, dense: int, level: int) -> None:
     params = _params(train=SMALL["train"] | {"twins": twins})
-    assert outlook.networks(params, "train") == dense
-    assert outlook.networks(params, "prune@p75") == level
-    assert outlook.networks(params, "evaluate") == 0
+    assert params.networks("dense") == dense
+    assert params.networks("p75") == level
 
 
-def test_the_pace_is_that_of_training() -> None:
+def test_a_machine_is_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Seconds of processors; twenty times the weights take longer whatever else this machine does."""
+    monkeypatch.chdir(tmp_path)
     small = _params(network={"hidden": [100], "initialization": "glorot-normal"})
     large = _params(network={"hidden": [2000], "initialization": "glorot-normal"})
-    assert outlook.seconds_per_iteration(small, 1) < outlook.seconds_per_iteration(large, 1)
+    first, second = calibrated(small, 1), calibrated(large, 1)
+    assert first.dense < second.dense
+    assert first.sparse < second.sparse
+    began = time.monotonic()
+    assert calibrated(small, 1) == first
+    assert calibrated(large, 1) == second
+    assert time.monotonic() - began < 0.5
+
+
+def _machine() -> Machine:
+    return Machine(2.0, 0.001, 0.0004)
+
+
+@pytest.mark.parametrize(("density", "seconds"), [(1.0, 0.001), (0.5, 0.001), (0.02, 0.0004), (0.01, 0.0004)])
+def test_the_time_of_an_iteration_falls_with_the_density_where_networks_are_sparse(
+    density: float, seconds: float
+) -> None:
+    assert _machine().at(density) == seconds
+    assert _machine().at(0.02) < _machine().at(0.1) < _machine().at(0.2) < _machine().at(0.3)
+
+
+def test_work_is_shared_among_the_processors_that_networks_can_use() -> None:
+    flat = {name: {"sparsity": sparsity, "parent": "dense"} for name, sparsity in (("p20", 0.2), ("p50", 0.5))}
+    params = _params(levels=flat, train=SMALL["train"] | {"seeds": [0]}, prune=SMALL["prune"] | {"arms": ["ticket"]})
+    stages = ["train", "prune@p20", "prune@p50"]
+    alone, both = (
+        outlook._step(params, _machine(), "prune@p20", "run", pending) for pending in (["train", "prune@p20"], stages)
+    )
+    assert alone.work == both.work == pytest.approx(params.iterations * 0.001, rel=0.2)
+    assert alone.seconds(4) == alone.fixed + alone.work  # a network uses one processor
+    assert both.seconds(4) == both.fixed + both.work / 2  # p50 is trained ahead beside it
+    assert both.seconds(4, alone=True) == both.fixed + both.work  # but not on a cluster
+
+
+def test_more_processors_share_a_levels_networks_one_by_one() -> None:
+    step = outlook._step(_params(train=SMALL["train"] | {"seeds": [0, 1, 2, 3, 4]}), _machine(), "prune@p50", "run", [])
+    assert step.networks == 15
+    assert step.seconds(15) == step.seconds(64) == step.fixed + step.work / 15
+
+
+@pytest.mark.parametrize("content", ["[]", "{", '{"a": {"start": 1}}', '{"a": 1}'])
+def test_a_calibration_of_another_version_is_none(
+    content: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    calibration.FILE.parent.mkdir()
+    calibration.FILE.write_text(content)
+    assert calibration._known() == {}
+
+
+@pytest.mark.slow
+def test_what_dvcs_cache_has_would_be_restored(clone: Clone, monkeypatch: pytest.MonkeyPatch) -> None:
+    levels = SMALL["levels"] | {"p50": {"sparsity": 0.4, "parent": "dense"}}
+    clone.change(levels=levels)
+    clone.repro()
+    assert _to_run(clone, monkeypatch) == set()
+    clone.change(levels=SMALL["levels"])
+    assert _to_run(clone, monkeypatch, "restore") == {"prune@p50", "prune@p75"}
+    assert _to_run(clone, monkeypatch) == {"evaluate", "plot"}  # of `models` as a whole: known when that is restored
+    table = clone.run("lottery", "plan")
+    fates = {line.split()[0]: line.split()[1] for line in table.splitlines() if line.split()[0] in STAGES}
+    assert fates == dict.fromkeys(STAGES, "skip") | dict.fromkeys(
+        ["prune@p50", "prune@p75"], "restore"
+    ) | dict.fromkeys(["evaluate", "plot"], "run")
+    assert "in all: 0 networks" in table
+    clone.change(levels=levels | {"p50": {"sparsity": 0.3, "parent": "dense"}})
+    table = clone.run("lottery", "plan")
+    assert "in all: 12 networks, " in table
+    assert "on 2, 4, 8 nodes like this one (run.engine: ray): " in table
 
 
 def test_time_left_is_that_of_the_stage_and_of_the_pipeline(monkeypatch: pytest.MonkeyPatch) -> None:

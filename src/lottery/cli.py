@@ -11,8 +11,12 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lottery import LotteryError, __version__, params
+
+if TYPE_CHECKING:
+    from lottery.outlook import Outlook
 
 
 def check(arguments: argparse.Namespace) -> int:
@@ -33,15 +37,9 @@ def check(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def estimate(arguments: argparse.Namespace) -> int:
-    """Say what `dvc repro` would run, and about how long. Raises LotteryError where params.yaml holds mistakes."""
-    from lottery.outlook import outlook
-    from lottery.stages import threads
-
-    settings = params.load()
-    expected = outlook(settings, threads(settings))
-    expected.save()
-    print(expected, flush=True)
+def plan(arguments: argparse.Namespace) -> int:
+    """Say what `dvc repro` would do with each stage, and what that takes. Raises LotteryError as `check` does."""
+    print(_expected(arguments.calibrate).table())
     return 0
 
 
@@ -52,7 +50,9 @@ def repro(arguments: argparse.Namespace) -> int:
     from lottery.tracking.sync import sync
 
     check(arguments)
-    estimate(arguments)
+    expected = _expected()
+    expected.save()
+    print(expected, flush=True)
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])  # where stages find `python`
     with warm.kept() as found:
         environment = os.environ | {"PATH": path, "LOTTERY_OUTLOOK": str(FILE.resolve())} | found
@@ -179,7 +179,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return command
 
     add(check, "validate params.yaml")
-    add(estimate, "say what `dvc repro` would run, and about how long")
+    command = add(plan, "say what `dvc repro` would do with each stage, and the time, memory and disk that it takes")
+    command.add_argument("--calibrate", action="store_true", help="measure this machine again")
     add(repro, "`dvc repro` from the check of params.yaml to the answer")
     add(answer, "say what the pipeline found: a verdict per level")
     command = add(preset, "write params.yaml for a published experiment; alone: list them")
@@ -254,6 +255,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("interrupted", file=sys.stderr)
         return 130
     return code
+
+
+def _expected(anew: bool = False) -> "Outlook":
+    """What `dvc repro` would do here."""
+    from lottery.outlook import outlook
+    from lottery.stages import threads
+
+    settings = params.load()
+    return outlook(settings, threads(settings), anew)
 
 
 def _count(number: int, thing: str) -> str:

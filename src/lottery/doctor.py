@@ -25,9 +25,6 @@ from lottery.provenance import git, refusal
 Record = dict[str, dict[str, str]]  # the MD5 sums of the outputs in dvc.lock, by stage and path
 LOCK = Path("dvc.lock")
 PINNED = ("torch", "torchvision")  # whose versions decide bytes
-# of a network's size, while it trains: its state of four, two copies of that to save, its start, gradients and mask
-TENSORS = 15
-BASE = 900_000_000  # bytes that a stage takes with torch, the images and MLflow
 NO_ANSWER = 1.0  # seconds that an MLflow server may take
 
 
@@ -96,9 +93,10 @@ def _device() -> Check:
 
 
 def _memory(settings: Params) -> Check:
-    parameters = sum(piece.size for piece in settings.layout.pieces)
-    most = max(len(settings.rows(level)) for level in ("dense", *settings.levels)) * (1 + settings.train.twins)
-    needed, free = BASE + 4 * TENSORS * parameters * most, psutil.virtual_memory().available
+    from lottery.stages.faults import memory
+
+    needed = max(memory(settings, level) for level in ("dense", *settings.levels))
+    free = psutil.virtual_memory().available
     remedy = "" if free > needed else "close other programs, or give fewer seeds or arms"
     return Check("memory", f"about {_gigabytes(needed)} needed, {_gigabytes(free)} free", remedy, fatal=False)
 

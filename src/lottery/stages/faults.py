@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 LESS = "`dvc repro` goes on from what was saved of this stage; with fewer run.threads it takes less memory"
 GOES_ON = "`dvc repro` goes on from here"
+# of a network's size, while it trains: its state of four, two copies of that to save, its start, gradients and mask
+TENSORS = 15
+BASE = 900_000_000  # bytes that a stage takes with torch, the images and MLflow
 OTHER_ROOM = 70_000_000  # bytes that `download` writes for MNIST, its sources too; `evaluate` and `plot` need less
 
 
@@ -77,6 +80,12 @@ def room(params: "Params", level: str) -> int:
     parameters = sum(piece.size for piece in params.layout.pieces)
     states = 3 + params.train.twins + bool(level == "dense" and params.prune.rewind)  # initial, final, early stopping
     return 4 * parameters * states * len(params.rows(level))
+
+
+def memory(params: "Params", level: str) -> int:
+    """Count the bytes that a stage takes while it trains a level, workers included."""
+    parameters = sum(piece.size for piece in params.layout.pieces)
+    return BASE + 4 * TENSORS * parameters * params.networks(level)
 
 
 def _room(stage: str) -> int:
