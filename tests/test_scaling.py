@@ -49,6 +49,7 @@ def test_the_job_for_slurm_starts_ray_on_each_node_and_the_pipeline_once(tmp_pat
 def test_the_file_for_rays_launcher_is_of_its_schema() -> None:
     util = pytest.importorskip("ray.autoscaler._private.util", reason="the extra `ray` is not installed")
     (config,) = (yaml.safe_load(block) for block in _blocks("yaml") if block.startswith("cluster_name"))
+    config = util.fillout_defaults(config)
     util.validate_config(config)
     with pytest.raises(Exception, match="max_workers"):
         util.validate_config(config | {"max_workers": "many"})
