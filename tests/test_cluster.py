@@ -171,6 +171,29 @@ def test_a_node_that_is_killed_costs_less_than_an_evaluation_and_one_that_comes_
     assert joined.cores == 2
 
 
+GONE = """
+import os, sys
+from lottery.cluster import GoneError, connected
+try:
+    with connected(sys.argv[1], threads=2):
+        raise GoneError("its head was found to be gone")
+except GoneError as error:
+    {end}
+"""
+
+
+@pytest.mark.parametrize(
+    ("end", "said"), [("os._exit(1)", "is gone, or this stage was killed"), ("sys.exit('the line')", "the line\n")]
+)
+def test_a_cluster_that_is_gone_is_one_line_whenever_ray_ends_the_process(nodes: Nodes, end: str, said: str) -> None:
+    """Ray may end a stage after it has found the head gone, and before it has said so; else it says so itself."""
+    command = [sys.executable, "-c", GONE.format(end=end), nodes.address]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
+    assert done.returncode == 1
+    assert said in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
 def test_a_worker_that_computes_in_another_way_is_refused(
     nodes: Nodes, joined: Cluster, split: Split, monkeypatch: pytest.MonkeyPatch
 ) -> None:

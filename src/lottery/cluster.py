@@ -51,7 +51,6 @@ TURNS = 4  # tasks of a group, one after another, where groups are few: so that 
 LOOK = 1.0  # seconds between two looks at what nodes there are
 WORKER = 500_000_000  # bytes of a worker that has imported torch, beside the images and its networks
 STATES = 4  # of a group in its worker: as it came, as it trains, its gradients and batches, as it goes
-ENGINE = "params.yaml: run.engine: ray: "  # begins the lines of what a Ray of this machine alone meets
 NO_RAY = "params.yaml: run.engine: ray is not installed: `pip install -e '.[ray]'` installs it; or choose local"
 # for a shell: say what $1 is where the input ends without a line
 WATCH = "trap '' INT TERM HUP; read -r _ || printf '%s\\n' \"$1\" >&2"
@@ -109,7 +108,8 @@ def connected(address: str | None, threads: int) -> Iterator["Cluster"]:
                 try:
                     ray.init("local", num_cpus=threads, include_dashboard=False, _temp_dir=folder, **options)
                 except Exception as error:
-                    raise LotteryError(f"{ENGINE}it does not start on this machine: {_first(error)}") from error
+                    line = f"params.yaml: run.engine: ray: it does not start on this machine: {_first(error)}"
+                    raise LotteryError(line) from error
             signal.signal(signal.SIGTERM, handler)
             ray._private.worker._worker_logs_enabled = False  # else a page for each worker that is lost
             yield Cluster(ray.get_runtime_context().gcs_address)

@@ -32,6 +32,9 @@ def training(params: Params, level: str, train: Callable[[str], object]) -> Iter
     idle = threads(params) - params.networks(level) if BEGAN_WITH and local else 0
     later = _later(params, level)
     shares = [later[first::idle] for first in range(idle) if later[first:]]
+    if not shares:
+        yield
+        return
     context = multiprocessing.get_context("fork")
     helpers = [context.Process(target=_train, args=(share, train), daemon=False) for share in shares]
     held = signal.pthread_sigmask(signal.SIG_BLOCK, signals.SIGNALS)  # until a helper is ready for them
