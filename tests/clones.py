@@ -41,6 +41,7 @@ SMALL = {
         "p80-at-once": {"sparsity": 0.8, "parent": "dense"},
     },
     "verdict": {"margin": 0.2, "speed_margin": 1.25},
+    "export": {"level": "auto", "seed": "best", "values": "float32"},
     "tracking": {"mlflow_experiment": "lottery-tickets"},
     "run": {"threads": "auto"},
 }
@@ -133,7 +134,7 @@ def finished(origin: Path, tmp_path_factory: pytest.TempPathFactory) -> Clone:
     """A clone whose pipeline has run."""
     clone = Clone(tmp_path_factory.mktemp("finished") / "clone", origin)
     stages = clone.repro()
-    assert stages == ["download", "train", "prune@p50", "prune@p75", "prune@p80-at-once", "evaluate", "plot"]
+    assert stages == ["download", "train", "prune@p50", "prune@p75", "prune@p80-at-once", "evaluate", "export", "plot"]
     return clone
 
 

@@ -45,7 +45,7 @@ NOT_OF_DOWNLOAD = {
     "lottery.core.randomness": "the split, which later stages draw",
     "lottery.plan": "gives the file's name alone, which is an output in dvc.yaml",
 }
-STAGES = ("download", "train", "prune", "evaluate", "plot")
+STAGES = ("download", "train", "prune", "evaluate", "export", "plot")
 
 
 def _file(module: str) -> Path | None:

@@ -38,7 +38,7 @@ def short(origin: Path, tmp_path_factory: pytest.TempPathFactory) -> Clone:
         levels={"p60": {"sparsity": 0.6, "parent": "dense"}, "p90": {"sparsity": 0.9, "parent": "p60"}},
     )
     clone.run("lottery", "check")
-    assert clone.repro() == ["download", "train", "prune@p60", "prune@p90", "evaluate", "plot"]
+    assert clone.repro() == ["download", "train", "prune@p60", "prune@p90", "evaluate", "export", "plot"]
     return clone
 
 
@@ -102,7 +102,7 @@ def lenet(origin: Path, tmp_path_factory: pytest.TempPathFactory) -> Clone:
             "snip": {"sparsity": 0.8, "parent": "dense", "criterion": "snip", "scope": "global"},
         },
     )
-    assert clone.repro() == ["download", "train", "prune@p80", "prune@snip", "evaluate", "plot"]
+    assert clone.repro() == ["download", "train", "prune@p80", "prune@snip", "evaluate", "export", "plot"]
     return clone
 
 

@@ -18,7 +18,7 @@ from lottery.params import Params
 from lottery.stages import progress
 from lottery.stages.progress import Progress, duration
 
-STAGES = ["download", "train", "prune@p50", "prune@p75", "prune@p80-at-once", "evaluate", "plot"]
+STAGES = ["download", "train", "prune@p50", "prune@p75", "prune@p80-at-once", "evaluate", "export", "plot"]
 
 
 def _params(**sections: object) -> Params:
@@ -33,9 +33,9 @@ def _to_run(clone: Clone, monkeypatch: pytest.MonkeyPatch, fate: str = "run") ->
 def test_what_changed_and_what_depends_on_it_would_run(clone: Clone, monkeypatch: pytest.MonkeyPatch) -> None:
     assert _to_run(clone, monkeypatch) == set()
     clone.change(verdict={"margin": 0.3, "speed_margin": 1.25})
-    assert _to_run(clone, monkeypatch) == {"evaluate", "plot"}
+    assert _to_run(clone, monkeypatch) == {"evaluate", "export", "plot"}
     clone.change(levels=SMALL["levels"] | {"p50": {"sparsity": 0.4, "parent": "dense"}})
-    assert _to_run(clone, monkeypatch) == {"prune@p50", "prune@p75", "evaluate", "plot"}
+    assert _to_run(clone, monkeypatch) == {"prune@p50", "prune@p75", "evaluate", "export", "plot"}
     clone.change(data=SMALL["data"] | {"name": "mnist"})
     assert _to_run(clone, monkeypatch) == {*STAGES}
 
@@ -115,12 +115,12 @@ def test_what_dvcs_cache_has_would_be_restored(clone: Clone, monkeypatch: pytest
     assert _to_run(clone, monkeypatch) == set()
     clone.change(levels=SMALL["levels"])
     assert _to_run(clone, monkeypatch, "restore") == {"prune@p50", "prune@p75"}
-    assert _to_run(clone, monkeypatch) == {"evaluate", "plot"}  # of `models` as a whole: known when that is restored
+    assert _to_run(clone, monkeypatch) == {"evaluate", "export", "plot"}  # of `models` as a whole: known when that is restored
     table = clone.run("lottery", "plan")
     fates = {line.split()[0]: line.split()[1] for line in table.splitlines() if line.split()[0] in STAGES}
     assert fates == dict.fromkeys(STAGES, "skip") | dict.fromkeys(
         ["prune@p50", "prune@p75"], "restore"
-    ) | dict.fromkeys(["evaluate", "plot"], "run")
+    ) | dict.fromkeys(["evaluate", "export", "plot"], "run")
     assert "in all: 0 networks" in table
     clone.change(levels=levels | {"p50": {"sparsity": 0.3, "parent": "dense"}})
     table = clone.run("lottery", "plan")
@@ -185,7 +185,7 @@ def test_repro_says_what_it_will_do_and_ends_with_the_answer(clone: Clone) -> No
     clone.change(levels=SMALL["levels"] | {"p75": {"sparsity": 0.7, "parent": "p50"}})
     output = clone.run("lottery", "repro")
     begin, _, end = output.partition("Running stage")
-    assert "to run: prune@p75, evaluate, plot, 6 networks to train\nabout " in begin
+    assert "to run: prune@p75, evaluate, export, plot, 6 networks to train\nabout " in begin
     *_, sentences, table, reasons, ways = end.partition("(parameters and")[0].split("\n\n")
     assert "2 seeds" in sentences
     assert [line.split()[0] for line in table.splitlines()] == ["level", "dense", "p50", "p75", "p80-at-once"]

@@ -23,13 +23,13 @@ def test_nothing_runs_twice(clone: Clone) -> None:
 @pytest.mark.slow
 def test_changing_a_level_runs_it_and_its_descendants_alone(clone: Clone) -> None:
     clone.change(levels=levels(p50={"sparsity": 0.4, "parent": "dense"}))
-    assert clone.repro() == ["prune@p50", "prune@p75", "evaluate", "plot"]
+    assert clone.repro() == ["prune@p50", "prune@p75", "evaluate", "export", "plot"]
 
 
 @pytest.mark.slow
 def test_changing_the_arms_runs_the_levels_but_not_train(clone: Clone) -> None:
     clone.change(prune=SMALL["prune"] | {"arms": ["ticket"]})
-    assert clone.repro() == ["prune@p50", "prune@p75", "prune@p80-at-once", "evaluate", "plot"]
+    assert clone.repro() == ["prune@p50", "prune@p75", "prune@p80-at-once", "evaluate", "export", "plot"]
 
 
 @pytest.mark.slow
@@ -66,7 +66,7 @@ def test_a_removed_level_leaves_no_trace_and_comes_back_from_the_cache(
     """Removed: the reports of a fresh clone. Pushed and pulled: clean elsewhere too. Put back: nothing is trained."""
     before = clone.files("reports")
     clone.change(levels=levels(p75=None))
-    assert clone.repro() == ["evaluate", "plot"]
+    assert clone.repro() == ["evaluate", "export", "plot"]
     assert not (clone.folder / "models/p75").exists()
     assert "up to date" in clone.run("dvc", "status")
 
@@ -179,7 +179,7 @@ def test_an_ascii_locale_takes_umlauts(clone: Clone) -> None:
     clone.commit("Für später")
     before = clone.files("reports")
     for command in (
-        "dvc repro -fs prune@p50 evaluate plot",
+        "dvc repro -fs prune@p50 evaluate export plot",
         "lottery sync --rev größer",
         "lottery check",
         "lottery preset quick",

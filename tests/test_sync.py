@@ -52,7 +52,7 @@ from lottery.tracking.store import Store
 from lottery.tracking.sync import Workspace
 
 SERVE = "from lottery.tracking import serve; serve._serve = lambda port, told: print(told)\n"
-RUNS = 27  # download, dense, 3 levels, evaluate, plot; 2 + 3 x 6 networks
+RUNS = 28  # download, dense, 3 levels, evaluate, export, plot; 2 + 3 x 6 networks
 
 
 # --- keys ------------------------------------------------------------------------------------------------------------
@@ -72,7 +72,7 @@ def test_dvc_lock_says_which_parameters_made_an_output(finished: Clone) -> None:
     params = load(finished.folder / "params.yaml")
     edited = params.model_copy(update={"train": params.train.model_copy(update={"learning_rate": 0.5})})
     entries = recorded((finished.folder / "dvc.lock").read_text(), edited)
-    assert [entry.name for entry in entries] == ["download", "dense", "p50", "p75", "p80-at-once", "evaluate", "plot"]
+    assert [entry.name for entry in entries] == ["download", "dense", "p50", "p75", "p80-at-once", "evaluate", "export", "plot"]
     for entry in entries:
         assert entry.params.train == params.train
         assert entry.params.levels == params.levels
@@ -88,7 +88,7 @@ def test_a_level_added_anew_is_left_out_where_dvc_lock_has_it_from_a_parent_that
     params = load(finished.folder / "params.yaml")
     levels = {"p75": params.levels["p75"].model_copy(update={"parent": "dense"})}
     entries = recorded(yaml.safe_dump(lock), params.model_copy(update={"levels": levels}))
-    assert [entry.name for entry in entries] == ["download", "dense", "p80-at-once", "evaluate", "plot"]
+    assert [entry.name for entry in entries] == ["download", "dense", "p80-at-once", "evaluate", "export", "plot"]
 
 
 # --- the same picture ------------------------------------------------------------------------------------------------
@@ -596,7 +596,7 @@ def test_the_ui_begins_with_what_the_store_lacks(clone: Clone) -> None:
     served = f"{SERVE}serve.serve_ui(0); serve.serve_ui(0)"
     lines = clone.run(sys.executable, "-c", served).splitlines()
     assert f"runs: {RUNS} made" in lines
-    (pipeline,) = {run.data.params["pipeline"] for run in runs(store(clone)) if name(run) in ("evaluate", "plot")}
+    (pipeline,) = {run.data.params["pipeline"] for run in runs(store(clone)) if name(run) in ("evaluate", "export", "plot")}
     assert (
         sum(line.startswith("MLflow UI: ") and line.endswith(f"&viewStateShareKey={pipeline}") for line in lines) == 2
     )
@@ -613,7 +613,7 @@ def test_the_view_of_a_pipeline_of_more_runs_than_a_page_shows_has_its_stages(cl
     tags = client.get_experiment_by_name("lottery-tickets").tags
     view = tags["mlflow.sharedViewState." + told.strip().rpartition("=")[2]]
     found = runs(client, json.loads(json.loads(view)["state"])["searchFilter"])
-    assert [name(run) for run in found] == ["download", "dense", "p50", "p75", "p80-at-once", "evaluate", "plot"]
+    assert [name(run) for run in found] == ["download", "dense", "p50", "p75", "p80-at-once", "evaluate", "export", "plot"]
 
 
 @pytest.mark.slow

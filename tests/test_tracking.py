@@ -31,7 +31,7 @@ def table(clone: Clone, name: str) -> pd.DataFrame:
 def test_a_run_per_stage_with_its_networks_below(finished: Clone) -> None:
     found = runs(store(finished))
     stages = [name(run) for run in found if PARENT not in run.data.tags]
-    assert stages == ["download", "dense", "p50", "p75", "p80-at-once", "evaluate", "plot"]
+    assert stages == ["download", "dense", "p50", "p75", "p80-at-once", "evaluate", "export", "plot"]
     names = {run.info.run_id: name(run) for run in found}
     below = [(names[run.data.tags[PARENT]], name(run)) for run in found if PARENT in run.data.tags]
     arms = ["ticket", "reinit", "random"]
@@ -128,7 +128,7 @@ def test_the_evaluate_run_draws_accuracy_against_pruning(finished: Clone) -> Non
 
 def test_a_pipelines_runs_have_its_tag_and_name_and_a_note(finished: Clone) -> None:
     found = runs(store(finished))
-    (pipeline,) = {run.data.params["pipeline"] for run in found if name(run) in ("evaluate", "plot")}
+    (pipeline,) = {run.data.params["pipeline"] for run in found if name(run) in ("evaluate", "export", "plot")}
     recorded = yaml.safe_load((finished.folder / "dvc.lock").read_text())["stages"]["plot"]["deps"]
     assert next(dep["md5"] for dep in recorded if dep["path"] == "reports/tables").startswith(pipeline)
     for run in found:
@@ -171,7 +171,7 @@ def test_runs_say_where_they_come_from(finished: Clone) -> None:
         assert run.data.tags["mlflow.source.git.commit"] == commit
         assert "lottery.dirty" not in run.data.tags
         stage = run.data.tags["mlflow.source.name"].partition("@")[0]
-        assert stage in {"download", "train", "prune", "evaluate", "plot"}
+        assert stage in {"download", "train", "prune", "evaluate", "export", "plot"}
         assert [data.dataset.name for data in run.inputs.dataset_inputs] == ["digits"]
 
 

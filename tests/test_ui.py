@@ -26,7 +26,7 @@ pytestmark = [
 ARMS = SMALL["prune"]["arms"]
 PATIENCE = 60  # seconds
 SHAPES = "paths => paths.map(path => path.getAttribute('d'))"
-EARLIER = ["download", "dense", "p50", "p75", "p80-at-once", "evaluate", "plot"]
+EARLIER = ["download", "dense", "p50", "p75", "p80-at-once", "evaluate", "export", "plot"]
 STAGES = [*EARLIER, "p80-at-once", "evaluate"]
 CURRENT = ["download", "dense", "p50", "p75", "p80-at-once", "evaluate"]  # stages of the later pipeline
 
@@ -218,7 +218,7 @@ def test_nothing_is_beyond_the_first_page(page: Page) -> None:
 def test_the_default_pipeline_fits_the_first_page() -> None:
     params = load(ROOT / "params.yaml")
     networks = (len(params.levels) * len(params.prune.arms) + 1) * len(params.train.seeds)
-    assert networks + len(["download", "dense", *params.levels, "evaluate", "plot"]) < 100
+    assert networks + len(["download", "dense", *params.levels, "evaluate", "export", "plot"]) < 100
 
 
 def test_runs_are_grouped_by_level_and_arm_within_the_pipeline(page: Page) -> None:

@@ -29,7 +29,7 @@ def varied(origin: object, tmp_path_factory: pytest.TempPathFactory) -> Clone:
             "p60": {"sparsity": 0.6, "parent": "dense", "criterion": "random", "scope": "global", "arms": ["ticket"]},
         },
     )
-    assert clone.repro() == ["download", "train", "prune@p50", "prune@p75", "prune@p60", "evaluate", "plot"]
+    assert clone.repro() == ["download", "train", "prune@p50", "prune@p75", "prune@p60", "evaluate", "export", "plot"]
     return clone
 
 
@@ -98,7 +98,7 @@ def test_criteria_before_training_cost_one_training(varied: Clone) -> None:
             "synflow": AT_START | {"sparsity": 0.9, "criterion": "synflow"},
         },
     )
-    assert varied.repro() == ["train", "prune@snip", "prune@synflow", "evaluate", "plot"]
+    assert varied.repro() == ["train", "prune@snip", "prune@synflow", "evaluate", "export", "plot"]
     levels = pd.read_csv(varied.folder / "reports/tables/levels.csv")
     assert set(levels["trainings"]) == {1}
     weights = 64 * 32 + 32 * 16 + 16 * 10

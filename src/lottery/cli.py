@@ -81,6 +81,26 @@ def answer(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def export(arguments: argparse.Namespace) -> int:
+    """Write the files of one network. Raises LotteryError where that cannot be."""
+    from lottery.trained import export
+
+    print(
+        export(arguments.level, arguments.arm, arguments.seed, arguments.to, arguments.half, arguments.initialization)
+    )
+    return 0
+
+
+def promote(arguments: argparse.Namespace) -> int:
+    """Make a version of the registered ticket the champion. Raises LotteryError where that cannot be."""
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
+    from lottery.tracking.registry import promote
+    from lottery.tracking.serve import connect
+
+    print(promote(connect(params.load().tracking.mlflow_experiment), arguments.version))
+    return 0
+
+
 def preset(arguments: argparse.Namespace) -> int:
     """Write a preset to params.yaml, or list them. Raises LotteryError where that cannot be."""
     from lottery import presets
@@ -183,6 +203,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     command.add_argument("--calibrate", action="store_true", help="measure this machine again")
     add(repro, "`dvc repro` from the check of params.yaml to the answer")
     add(answer, "say what the pipeline found: a verdict per level")
+    command = add(export, "write a network as files that other programs read: safetensors, ONNX, a card")
+    command.add_argument("level", metavar="LEVEL")
+    command.add_argument("--arm", help="default: ticket, of dense the dense networks")
+    chosen = command.add_mutually_exclusive_group()
+    chosen.add_argument("--seed", type=int)
+    chosen.add_argument("--best", action="store_true", help="the seed with the lowest validation loss: the default")
+    command.add_argument("--to", type=Path, required=True, metavar="FOLDER")
+    command.add_argument("--half", action="store_true", help="weights of 16 bits")
+    command.add_argument("--with-initialization", action="store_true", dest="initialization")
+
+    command = add(promote, "make a version of the registered ticket the champion, once its accuracy is checked")
+    command.add_argument("version", metavar="VERSION", help="its number, or its alias: candidate")
+
     command = add(preset, "write params.yaml for a published experiment; alone: list them")
     command.add_argument("name", nargs="?", metavar="NAME")
     command.add_argument("--force", action="store_true", help="overwrite changes that are not committed")

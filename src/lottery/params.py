@@ -327,6 +327,14 @@ class Verdict(Section):
     speed_margin: Annotated[float, Field(gt=1), Is("a number above 1")]  # ratio of early-stopping iterations
 
 
+class Export(Section):
+    """The network that is exported as files which other programs read."""
+
+    level: Annotated[str, Is('auto, "dense" or the name of a level')]
+    seed: Annotated[Literal["best"] | Seed, Is("best, or one of train.seeds")]
+    values: Annotated[Literal["float32", "half"], Is.one_of(("float32", "half"))]
+
+
 class Tracking(Section):
     """The MLflow experiment of the runs."""
 
@@ -374,6 +382,7 @@ class Params(Section, plan.Plan):
     prune: Prune
     levels: Annotated[Mapping[LevelName, Level], BeforeValidator(_some_levels), _without(_mistakes_in_tree)]
     verdict: Verdict
+    export: Export
     tracking: Tracking
     run: Run
 
@@ -392,6 +401,19 @@ class Params(Section, plan.Plan):
         yield from self._disagreements_on_arms()
         yield from self._disagreements_on_scopes()
         yield from self._disagreements_before_training()
+        yield from self._disagreements_on_export()
+
+    def _disagreements_on_export(self) -> Iterator[Mistake]:
+        level, seed = self.export.level, self.export.seed
+        known = ("auto", "dense", *self.levels)
+        if level not in known:
+            hint = _did_you_mean(level, known) or f"; choose from {', '.join(known[:MOST_GUESSES])}"
+            yield ("export", "level"), f"no level is called {_shown(level)}{hint}"
+        elif level not in ("auto", "dense") and "ticket" not in self.arms(level):
+            yield ("export", "level"), f"{level} has no arm ticket; choose a level that has it, or auto"
+        if seed != "best" and seed not in self.train.seeds:
+            text = f"{seed} is not one of train.seeds"
+            yield ("export", "seed"), f"{text}; give best or one of {', '.join(map(str, self.train.seeds[:10]))}"
 
     def _disagreements_on_images_and_sizes(self) -> Iterator[Mistake]:
         total, held_out, left = plan.TRAINING_IMAGES[self.data.name], self.validation_images, self.training_images

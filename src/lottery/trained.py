@@ -11,8 +11,12 @@ from lottery.core.images import Scaling
 from lottery.core.stack import Masks, Stack
 from lottery.files.artifacts import load_contents, load_masks, load_parameters
 from lottery.files.data import load_split, load_test
-from lottery.files.workplace import root, scratch
+from lottery.files.workplace import replacing, root, scratch
+from lottery.params import Params
 from lottery.provenance import git
+from lottery.ticket.export import export as write
+from lottery.ticket.ticket import Ticket
+from lottery.ticket.workspace import ARM, best_seed
 from lottery.tracking.address import first_line
 from lottery.tracking.outputs import recorded
 
@@ -63,22 +67,51 @@ def load(level: str, arm: str = "ticket", seed: int = 0, rev: str | None = None)
         return _load(folder, level, arm, seed, rev)
 
 
-def _load(folder: Path, level: str, arm: str, seed: int, rev: str = "") -> Network:
+def export(
+    level: str, arm: str | None, seed: int | None, to: Path, half: bool = False, initialization: bool = False
+) -> Ticket:
+    """Write the files of a network of the workspace into a folder; without a seed, of that with the lowest loss.
+
+    Raises LotteryError where there is no such network, or where the folder holds something.
+    """
+    p, arm = _made(root(), level), arm or ("dense" if level == "dense" else ARM)
+    models = root() / "models" / level
+    if to.exists() and (not to.is_dir() or any(to.iterdir())):
+        raise LotteryError(f"--to {to}: is there already; name an empty folder, or a new one")
+    if seed is None and arm in load_contents(models).rows.arms:
+        seed = best_seed(models, arm)
+    _row(models, arm, seed or 0)
+    with replacing(to) as folder:
+        folder.mkdir()
+        return write(folder, p, root(), level, (arm, seed or 0), "half" if half else "float32", initialization)
+
+
+def _made(folder: Path, level: str, rev: str = "") -> Params:
+    """The parameters that made a level. Raises LotteryError where there is no such level."""
     try:
         lock = (folder / "dvc.lock").read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         raise LotteryError(f"dvc.lock: cannot be read ({error}); `dvc repro` makes it") from error
     # the parameters that made it, which params.yaml may not have any more
     made = {entry.name: entry.params for entry in recorded(lock, params.load(root() / "params.yaml"), rev)}
-    levels = [name for name in made if name not in ("download", "evaluate", "plot")]
+    levels = [name for name in made if name not in ("download", "evaluate", "export", "plot")]
     if level not in levels:
         raise LotteryError(f"level {level}: no such level; the levels are {', '.join(levels)}")
-    models, p = folder / "models" / level, made[level]
+    return made[level]
+
+
+def _row(models: Path, arm: str, seed: int) -> int:
+    """The row of a network in a level's folder. Raises LotteryError where it has no such network."""
     networks = list(load_contents(models).rows)
     if (arm, seed) not in networks:
         has = ", ".join(f"{arm} {seed}" for arm, seed in networks)
-        raise LotteryError(f"level {level}, {arm}, seed {seed}: no such network; {level} has {has}")
-    here = [networks.index((arm, seed))]
+        raise LotteryError(f"level {models.name}, {arm}, seed {seed}: no such network; {models.name} has {has}")
+    return networks.index((arm, seed))
+
+
+def _load(folder: Path, level: str, arm: str, seed: int, rev: str = "") -> Network:
+    models, p = folder / "models" / level, _made(folder, level, rev)
+    here = [_row(models, arm, seed)]
     parameters = load_parameters(models, "early_stopping").rows(here)
     scaling = load_split(folder / p.data_file, p.validation_images, p.data.scale).scaling
     test = family(p.layout).examples(load_test(folder / p.data_file), scaling)

@@ -43,7 +43,7 @@ def test_a_stage_that_trains_saves_its_networks_and_goes_on(long: Clone, which: 
 
 
 @pytest.mark.parametrize(
-    "module", ["train", *(pytest.param(each, marks=pytest.mark.slow) for each in ("download", "evaluate", "plot"))]
+    "module", ["train", *(pytest.param(each, marks=pytest.mark.slow) for each in ("download", "evaluate", "export", "plot"))]
 )
 def test_a_signal_is_one_line_whenever_it_comes(clone: Clone, module: str) -> None:
     before = clone.files("reports") | clone.files("data")
@@ -55,7 +55,10 @@ def test_a_signal_is_one_line_whenever_it_comes(clone: Clone, module: str) -> No
         _, errors = running.communicate(timeout=PATIENCE)
         codes.append(running.returncode)
         if running.returncode:  # it may be over already
-            assert errors == "interrupted; `dvc repro` starts this stage anew\n"
+            # on a fast machine it has networks in training by then
+            assert re.fullmatch(
+                r"interrupted; `dvc repro` (starts this stage anew|goes on from iteration \d+)\n", errors
+            )
             assert clone.files("reports") | clone.files("data") == before
     assert 130 in codes
 

@@ -29,8 +29,11 @@ from lottery.plan import BEFORE_TRAINING
 from lottery.stages import run, threads
 from lottery.stages.levels import check_level, check_origin
 from lottery.stages.progress import report
+from lottery.ticket.sizes import sizes
+from lottery.ticket.workspace import ARM, best_seed, ticket_of
 
 MODELS, METRICS, TABLES = Path("models"), Path("reports/metrics.json"), Path("reports/tables")
+COMPRESSION = Path("reports/compression.json")
 
 
 def main() -> None:
@@ -63,10 +66,11 @@ def main() -> None:
                 reports.rounded(table).to_csv(folder / f"{name}.csv", index=False, lineterminator="\n")
             _write(folder / "claims.json", reports.judged_claims(judge_claims(p, networks)))
             seal_folder(folder)
+        _write(COMPRESSION, measure_sizes(p, networks))
         _write(METRICS, reports.compared(levels, judged))
         if warning := reports.warning(levels, p.iterations, p.train.evaluate_every):
             print(f"warning: {warning}", file=sys.stderr)
-        tracked.log_evaluation(MODELS, [METRICS, TABLES])
+        tracked.log_evaluation(MODELS, [COMPRESSION, METRICS, TABLES])
 
 
 def remove_old_levels(p: Params) -> None:
@@ -189,6 +193,19 @@ def measure_barriers(folder: Path, on_test: Measured, on_train: Measured) -> pd.
     own, final = load_contents(folder).rows, load_parameters(folder, "final")
     first = stack([final.rows(own.of(arm)) for arm in rows.arms])
     return connectivity.table(rows, first, second, on_test, on_train)
+
+
+def measure_sizes(p: Params, networks: pd.DataFrame) -> list[dict[str, Any]]:
+    """One entry per level: the sizes of its ticket, or of dense, that has the lowest validation loss."""
+    scaling = load_split(p.data_file, p.validation_images, p.data.scale).scaling
+    accuracies, entries = networks.set_index(["level", "arm", "seed"])["test_accuracy"], []
+    for level in ("dense", *p.order):
+        arm = "dense" if level == "dense" else ARM
+        if arm in p.arms(level):
+            seed = best_seed(MODELS / level, arm)
+            accuracy = float(accuracies[level, arm, seed])
+            entries.append(sizes(ticket_of(MODELS / level, (arm, seed), accuracy, p.data.name, scaling)))
+    return entries
 
 
 def _write(path: Path, content: dict[str, Any] | list[dict[str, Any]]) -> None:

@@ -67,7 +67,9 @@ def _refused(file: str, error: OSError) -> str:
 
 def _leaves(stage: str) -> str:
     name, _, level = stage.rpartition(":")[2].partition("@")
-    return {"download": "data", "train": "models/dense", "prune": f"models/{level}"}.get(name, "reports")
+    return {"download": "data", "train": "models/dense", "prune": f"models/{level}", "export": "./tickets"}.get(
+        name, "reports"
+    )
 
 
 def _parent(stage: str) -> Path:

@@ -103,6 +103,10 @@ class StageRun:
 
         self._post(log)
 
+    def log_ticket(self, folder: Path) -> None:
+        """The network that `export` left."""
+        self._post(lambda: self._recorder.simple(self._output([folder]), self._attempt))
+
     def log_plots(self, left: Sequence[Path]) -> None:
         """The figures and the report of the `plot` stage."""
         self._post(lambda: self._recorder.simple(self._output(left), self._attempt))
@@ -112,7 +116,7 @@ class StageRun:
         total = digest_of_outs({path.as_posix(): digest(path) for path in left})
         folder = left[0] if len(left) == 1 else left[0].parent
         name = level or self._name
-        pipeline = pipeline_of(digest(Path(TABLES))) if name in ("evaluate", "plot") else ""
+        pipeline = pipeline_of(digest(Path(TABLES))) if name in ("evaluate", "export", "plot") else ""
         return Output(name, stage, total, self._data_digest, self._params, lambda: nullcontext(folder), pipeline)
 
     @cached_property

@@ -5,6 +5,7 @@ from typing import Any
 
 from lottery.core.arms import ARMS
 from lottery.report.page import Findings, answer
+from lottery.ticket.ticket import Ticket
 from lottery.tracking.outputs import Output
 
 REPORT = "reports/report.html"
@@ -45,6 +46,16 @@ def of_evaluation(findings: Findings) -> str:
     where = f"The report is `{REPORT}`; this pipeline's run `plot` has it as an artifact."
     lines = [f"- `{each['level']}`: {_verdict(each)}" for each in findings.judged]
     return "\n\n".join([f"**{first}**", where, " ".join(rest), "\n".join(lines)]).strip()
+
+
+def of_ticket(output: Output, ticket: Ticket) -> str:
+    """The note of `export`."""
+    facts = ticket.facts
+    return (
+        f"Level `{facts.level}`, arm `{facts.arm}`, seed {facts.seed}, exported by pipeline {output.pipeline}: "
+        f"{ticket.kept:,} weights ({100 * ticket.density:.3g} %), {100 * facts.accuracy:.2f} % of the test images. "
+        f"`model_card.md`, here among the artifacts, says how it was made and how to use it."
+    )
 
 
 def of_plot(output: Output) -> str:

@@ -44,13 +44,13 @@ def pipeline_of(tables: str) -> str:
 class Output:
     """The output of a stage: enough to make its runs."""
 
-    name: str  # the run's: a level, or download, evaluate or plot
+    name: str  # the run's: a level, or download, evaluate, export or plot
     stage: str  # DVC's: prune@p80
     digest: str
     data_digest: str
     params: Params
     files: Callable[[], AbstractContextManager[Path]]  # its folder, fetched if need be; raises MissingError
-    pipeline: str = ""  # of `evaluate` and `plot`: the first digits of the MD5 sum of the tables
+    pipeline: str = ""  # of `evaluate`, `export` and `plot`: the first digits of the MD5 sum of the tables
 
     @property
     def key(self) -> str:
@@ -132,7 +132,7 @@ def _stages(stages: dict[str, Any], current: Params) -> Iterable[Recorded]:
     whole = _params(every)
     data = {entry["path"]: entry["md5"] for entry in stages["train"]["deps"]}[str(whole.data_file)]
     names = {"download": "download", "train": "dense"} | {f"prune@{level}": level for level in whole.order}
-    for stage, name in (names | {"evaluate": "evaluate", "plot": "plot"}).items():
+    for stage, name in (names | {stage: stage for stage in ("evaluate", "export", "plot")}).items():
         if stage in stages:
             own = {section: values[stage][section] for section in SECTIONS if section in values[stage]}
             if name == "dense":  # of `prune` it depends on `rewind` alone

@@ -23,6 +23,7 @@ from lottery.evaluation.tables import load_table
 from lottery.files.artifacts import load_contents, load_history, load_masks
 from lottery.params import Params
 from lottery.provenance import git
+from lottery.ticket import load as load_ticket
 from lottery.tracking.outputs import KEY, MissingError, Output
 from lottery.tracking.store import Content, Points, Store, is_deleted, metric, milliseconds
 
@@ -43,7 +44,11 @@ MEASURES = {
     "barrier_test": "test/barrier",
     "barrier_train": "train/barrier",
 }
-LAST_ARTIFACT = {"evaluate": "reports/tables", "plot": "report"}  # of what a stage's run has, what is logged last
+LAST_ARTIFACT = {
+    "evaluate": "reports/tables",
+    "export": "ticket",
+    "plot": "report",
+}  # of what a stage's run has, what is logged last
 CURVES = ("train_loss", "validation_loss", "validation_accuracy")  # a history's columns
 
 
@@ -133,7 +138,7 @@ def mean_points(arm: str, iteration: int, values: Mapping[str, Iterable[float]])
 
 
 def simple(output: Output, folder: Path) -> Content:
-    """The content of the run of `download`, `evaluate` or `plot`; ``folder`` holds the output's files."""
+    """The content of the run of `download`, `evaluate`, `export` or `plot`; ``folder`` holds the output's files."""
     from lottery.tracking import notes  # which needs matplotlib, and only where a stage has ended
 
     points: Points = ()
@@ -145,8 +150,16 @@ def simple(output: Output, folder: Path) -> Content:
         found = findings(output, folder)
         points, note = list(summary(found.levels)), notes.of_evaluation(found)
         params |= {f"verdict.{each['level']}": each["verdict"] for each in found.judged}
-        artifacts["reports"] = partial(_copy, [folder / "metrics.json"])
+        artifacts["reports"] = partial(_copy, [folder / "compression.json", folder / "metrics.json"])
         artifacts["reports/tables"] = partial(_copy, sorted((folder / "tables").iterdir()))
+    elif output.name == "export":
+        from lottery.tracking import registry
+
+        ticket = load_ticket(folder / "ticket.safetensors")
+        points = [("density", ticket.density, 0), ("test_accuracy", ticket.facts.accuracy, 0)]
+        note = notes.of_ticket(output, ticket)
+        params |= {name: str(getattr(ticket.facts, name)) for name in ("level", "arm", "seed")}
+        artifacts["ticket"] = partial(registry.save, folder)
     else:
         note = notes.of_plot(output)
         artifacts["figures"] = partial(_copy, sorted((folder / "figures").iterdir()))
@@ -286,8 +299,9 @@ class Recorder:
     are needed and not there.
     """
 
-    def __init__(self, store: Store, origin: Origin, restore: bool = False) -> None:
+    def __init__(self, store: Store, origin: Origin, restore: bool = False, is_current: bool = True) -> None:
         self.store = store
+        self.is_current = is_current  # its outputs are the workspace's, and no older revision's
         self.origin = origin
         self.restore = restore
         self.tally = Tally()
@@ -307,6 +321,19 @@ class Recorder:
                         self._complete(run, output.key, content, attempt)
             if output.pipeline:
                 self._add(_first(self.store.find(output.key)), output)
+            if output.name == "export":
+                self._register(output)
+
+    def _register(self, output: Output) -> None:
+        """The registry's version of the exported ticket, which has the verdict of the pipeline's evaluation."""
+        from lottery.tracking import registry
+
+        run = _first(self.store.find(output.key))
+        if run and not is_deleted(run):
+            condition = f"tags.`{output.pipeline_tag}` = 'true' and tags.{tags.MLFLOW_SOURCE_NAME} = 'evaluate'"
+            evaluated = _first(self.store.search(condition))
+            verdict = evaluated.data.params.get(f"verdict.{run.data.params['level']}", "") if evaluated else ""
+            registry.register(self.store, run, verdict, self.is_current)
 
     def level(self, output: Output, attempt: Attempt | None = None) -> None:
         """The run of a level's stage and those of its networks."""

@@ -48,7 +48,7 @@ def sync(params: Params, revisions: Sequence[str] = (), all_commits: bool = Fals
             source, origin = _revision(revision)
             shown = origin.commit[:7] if revision == origin.commit else revision
             try:
-                told = _sync(Recorder(store, origin, restore), params, source)
+                told = _sync(Recorder(store, origin, restore, is_current=False), params, source)
             except (LotteryError, LookupError, ValueError) as error:
                 # among all commits a bad one costs its own runs alone
                 if revision in revisions:
@@ -76,7 +76,7 @@ def _sync(recorder: Recorder, params: Params, source: "Workspace | Revision") ->
                     text = "evaluate: read other levels than those here, whose runs get no test results from it"
                     missing.append(text)
                 recorder.evaluation(output, levels if same else [])
-            elif entry.name in ("download", "plot"):
+            elif entry.name in ("download", "export", "plot"):
                 recorder.simple(output)
             else:
                 levels.append(output)

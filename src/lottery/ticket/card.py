@@ -1,0 +1,81 @@
+"""`model_card.md`: what a ticket is, how it was made, what it can do and cannot."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import pandas as pd
+from scipy.stats import binomtest
+
+from lottery.core.arms import ARMS
+from lottery.core.layout import CLASSES
+from lottery.evaluation.statistics import interval
+from lottery.plan import Plan
+from lottery.ticket.sizes import sizes
+from lottery.ticket.ticket import Ticket
+
+LICENCES = {
+    "mnist": "MNIST: Yann LeCun and Corinna Cortes, CC BY-SA 3.0.",
+    "fashion-mnist": "Fashion-MNIST: Zalando SE, MIT.",
+    "kmnist": "KMNIST: ROIS-DS Center for Open Data in the Humanities, CC BY-SA 4.0.",
+    "digits": "Digits: scikit-learn's copy of the UCI repository's test set (Alpaydin & Kaynak), CC BY 4.0.",
+}
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """The results of a network beside its files."""
+
+    networks: pd.DataFrame  # rows of reports/tables/networks.csv of its level and arm, one per seed
+    verdict: str  # on the level; empty where there is none
+    images: int  # test images
+    right: int  # of which it gets right
+    differing: int  # whose class differs between ticket.onnx and the masked network
+
+
+def card(ticket: Ticket, p: Plan, evaluated: Evaluated, graph: bytes, file: bytes, values: str) -> str:
+    """The text of the card; ``graph`` and ``file`` are what lies beside it."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        undefined=jinja2.StrictUndefined,
+        autoescape=False,  # noqa: S701  # Markdown, of names that params.yaml allows
+    )
+    facts, size = ticket.facts, sizes(ticket)
+    own: Mapping[str, Any] = evaluated.networks.set_index("seed").loc[facts.seed]
+    wilson = binomtest(evaluated.right, evaluated.images).proportion_ci(method="wilson")
+    return environment.get_template("card.md.j2").render(
+        facts=facts,
+        density=f"{100 * ticket.density:.3g} %",
+        kept=ticket.kept,
+        what=ARMS[facts.arm].what.format(start="initial weights") if facts.arm in ARMS else "nothing pruned",
+        rewind=p.prune.rewind,
+        classes=CLASSES,
+        accuracy=f"{100 * facts.accuracy:.2f} %",
+        images=evaluated.images,
+        wilson=f"{100 * wilson.low:.2f} to {100 * wilson.high:.2f} %",
+        of_seeds=_of_seeds(100 * evaluated.networks["test_accuracy"]),
+        verdict=evaluated.verdict or "none",
+        stopped=int(own["early_stopping_iteration"]),
+        censored=bool(own["censored"]),
+        iterations=p.iterations,
+        bytes={"dense": size["checkpoint"], "ticket": len(file), "onnx": len(graph)},
+        adds={"dense": size["multiply_adds"], "kept": size["multiply_adds_kept"]},
+        compact=ticket.compact if facts.layout.family == "perceptron" else None,
+        differing=evaluated.differing,
+        initialization=ticket.initial is not None,
+        values=values,
+        licence=LICENCES[facts.data],
+    )
+
+
+def _of_seeds(accuracies: pd.Series) -> str:
+    seeds = len(accuracies)
+    if seeds == 1:
+        return f"{accuracies.iloc[0]:.2f} %, the one seed"
+    over = interval(accuracies.tolist())
+    return f"{over.mean:.2f} % (95 % t interval over {seeds} seeds: {over.low:.2f} to {over.high:.2f} %)"

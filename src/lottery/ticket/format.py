@@ -1,0 +1,162 @@
+"""`ticket.safetensors`: the kept weights of a network alone, with what is known of it.
+
+Of each layer it has, in the order in which the weight lies in memory as C has it:
+
+- ``LAYER.values``: the kept weights, float32 or float16
+- ``LAYER.gaps``: uint8, where they are. A gap below 255 is the number of pruned weights before the next kept one; 255
+  stands for as many pruned weights with no kept one after them. What comes after the last is pruned
+- ``LAYER.bits``: in the place of gaps where they would take more: one bit per weight, 1 where it is kept, as
+  numpy.packbits packs them. A layer of which nothing is pruned has neither
+- ``LAYER.bias``: float32, and with the initialization ``LAYER.initial_values`` and ``LAYER.initial_bias``
+
+The metadata have one key, ``lottery``: a JSON object with the format's ``version``, the ``facts``, and the SHA-256 sum
+of these and of all tensors. No commit, name, time or machine is in it, so the same ticket is the same bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from lottery import LotteryError
+from lottery.core.layout import Layout, described, description
+from lottery.ticket.ticket import Facts, Ticket
+
+VERSION = 1
+MOST_WEIGHTS = 2**27  # of a network that is read: half a gigabyte of float32
+MOST_LAYERS = 100
+LONG = 255  # the gap that has no kept weight after it
+TYPES = {"float32": np.float32, "half": np.float16}
+ValueType = Literal["float32", "half"]
+Array = NDArray[Any]
+
+
+class _BrokenError(Exception):
+    """A file is no ticket that can be read: why."""
+
+
+def content(ticket: Ticket, values: ValueType = "float32") -> bytes:
+    """The bytes of a ticket's file; with its initial values where it has them."""
+    arrays: dict[str, Array] = {}
+    for weight, bias in zip(ticket.facts.layout.weights, ticket.facts.layout.biases, strict=True):
+        mask = ticket.masks[weight.name]
+        arrays |= {f"{weight.layer}.{name}": places for name, places in _places(mask.ravel()).items()}
+        arrays[f"{weight.layer}.values"] = ticket.values[weight.name][mask].astype(TYPES[values])
+        arrays[bias.name] = ticket.values[bias.name]
+        if ticket.initial:
+            arrays[f"{weight.layer}.initial_values"] = ticket.initial[weight.name][mask]
+            arrays[f"{weight.layer}.initial_bias"] = ticket.initial[bias.name]
+    arrays = {name: np.ascontiguousarray(array) for name, array in sorted(arrays.items())}
+    facts = asdict(ticket.facts) | {"layout": description(ticket.facts.layout), "shapes": _shapes(ticket.facts.layout)}
+    said: dict[str, Any] = {"version": VERSION, "facts": facts}
+    # one key: with several, safetensors writes them in another order each time
+    return save(arrays, {"lottery": json.dumps(said | {"sha256": _sum(said, arrays)})})
+
+
+def load(path: str | Path) -> Ticket:
+    """Read a ticket, with numpy and safetensors alone.
+
+    Raises LotteryError where the file is missing, truncated or altered, of a newer version, or no ticket.
+    """
+    try:
+        Path(path).open("rb").close()
+        with safe_open(path, framework="np") as file:
+            said = json.loads((file.metadata() or {}).get("lottery", "{}"))
+            if not isinstance(said, dict) or not isinstance(said.get("version"), int):
+                raise _BrokenError("it is no ticket; `lottery export` writes one")
+            if said["version"] > VERSION:
+                raise _BrokenError(f"its format is version {said['version']}, and this code reads {VERSION}; update it")
+            return _ticket(said, {name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118  # no mapping
+    except _BrokenError as error:
+        raise LotteryError(f"{path}: {error}") from error
+    except OSError as error:
+        raise LotteryError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except (SafetensorError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise LotteryError(f"{path}: truncated or altered; `lottery export` writes it anew") from error
+
+
+def _ticket(said: dict[str, Any], arrays: dict[str, Array]) -> Ticket:
+    if said.pop("sha256") != _sum(said, arrays):
+        raise _BrokenError("truncated or altered; `lottery export` writes it anew")
+    facts = said["facts"]
+    shapes = facts.pop("shapes")
+    # before anything is made of them: a file of a kilobyte could ask for a terabyte
+    weights = sum(math.prod(shape) for shape in shapes.values())
+    if len(shapes) > MOST_LAYERS or not 0 < weights <= MOST_WEIGHTS:
+        raise _BrokenError(f"it names {weights} weights in {len(shapes)} layers; at most {MOST_WEIGHTS} are read")
+    layout = described(**facts.pop("layout"))
+    if _shapes(layout) != shapes:
+        raise _BrokenError("its shapes are not those of its network")
+    known = Facts(layout=layout, **facts | {"image": tuple(facts["image"])})
+    if math.prod(known.image) != layout.inputs:
+        raise _BrokenError(f"its network reads {layout.inputs} pixels, and its images are {list(known.image)}")
+    values: dict[str, Array] = {}
+    initial: dict[str, Array] = {}
+    masks: dict[str, Array] = {}
+    for weight, bias in zip(layout.weights, layout.biases, strict=True):
+        layer = weight.layer
+        masks[weight.name] = mask = _mask(layer, weight.size, arrays).reshape(weight.shape)
+        values |= _values(mask, weight.name, bias.name, arrays[f"{layer}.values"], arrays[bias.name])
+        if f"{layer}.initial_values" in arrays:
+            before = arrays[f"{layer}.initial_values"], arrays[f"{layer}.initial_bias"]
+            initial |= _values(mask, weight.name, bias.name, *before)
+    return Ticket(known, values, masks, initial or None)
+
+
+def _values(mask: Array, weight: str, bias: str, kept: Array, biases: Array) -> dict[str, Array]:
+    """A layer's weight and bias, from its kept weights."""
+    if kept.shape != (int(mask.sum()),) or biases.ndim != 1:
+        raise _BrokenError(f"{weight} has {mask.sum()} weights kept, and {kept.shape} values")
+    whole = np.zeros(mask.shape, np.float32)
+    whole[mask] = kept
+    return {weight: whole, bias: biases.astype(np.float32)}
+
+
+def _places(mask: Array) -> dict[str, Array]:
+    """The places of the kept weights of a layer, bool [weights], in the form that takes less."""
+    if mask.all():
+        return {}
+    between = np.diff(np.flatnonzero(mask), prepend=-1) - 1  # pruned weights before each kept one
+    longs, rest = np.divmod(between, LONG)
+    gaps = np.full(len(between) + int(longs.sum()), LONG, np.uint8)
+    gaps[np.cumsum(longs) + np.arange(len(between))] = rest
+    bits = np.packbits(mask)
+    return {"gaps": gaps} if len(gaps) < len(bits) else {"bits": bits}
+
+
+def _mask(layer: str, size: int, arrays: Mapping[str, Array]) -> NDArray[np.bool_]:
+    """A layer's mask, bool [size]."""
+    if (bits := arrays.get(f"{layer}.bits")) is not None:
+        return np.unpackbits(bits, count=size).astype(bool)
+    gaps = arrays.get(f"{layer}.gaps")
+    if gaps is None:
+        return np.ones(size, bool)
+    mask = np.zeros(size, bool)
+    passed = np.cumsum(gaps.astype(np.int64) + (gaps < LONG))
+    places = passed[gaps < LONG] - 1
+    if len(places) and places[-1] >= size:
+        raise _BrokenError(f"{layer} has weights beyond its {size}")
+    mask[places] = True
+    return mask
+
+
+def _shapes(layout: Layout) -> dict[str, list[int]]:
+    return {piece.layer: list(piece.shape) for piece in layout.weights}
+
+
+def _sum(said: Mapping[str, Any], arrays: Mapping[str, Array]) -> str:
+    total = hashlib.sha256(json.dumps(said, sort_keys=True).encode())
+    for name, array in sorted(arrays.items()):
+        total.update(f"{name} {array.dtype} {list(array.shape)} ".encode())
+        total.update(array.tobytes())
+    return total.hexdigest()

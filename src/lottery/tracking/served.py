@@ -1,0 +1,32 @@
+"""The exported ticket as an MLflow model: MLflow copies this file into it, and a server runs it alone."""
+
+import mlflow
+import numpy as np
+import onnxruntime
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import BAD_REQUEST
+from mlflow.pyfunc.model import PythonModel, PythonModelContext
+
+
+class Served(PythonModel):
+    """`ticket.onnx`: images in, a class and the share of each class in the softmax out."""
+
+    def load_context(self, context: PythonModelContext) -> None:
+        """Open the graph, on one thread: a server has several requests at a time."""
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = options.inter_op_num_threads = 1
+        graph = context.artifacts["graph"]
+        self._session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+
+    def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]  # MLflow reads types here
+        """Answer for images [N, ...]: their ``class`` [N], and ``softmax`` [N, C]. Raises MlflowException."""
+        images = np.asarray(model_input)
+        whole = images.astype(np.uint8)
+        if not (images == whole).all():
+            raise MlflowException("images: a pixel is no whole number from 0 to 255", BAD_REQUEST)
+        (logits,) = self._session.run(["logits"], {"images": whole})
+        shares = np.exp(logits - logits.max(axis=1, keepdims=True))
+        return {"class": logits.argmax(axis=1), "softmax": shares / shares.sum(axis=1, keepdims=True)}
+
+
+mlflow.models.set_model(Served())
