@@ -6,8 +6,6 @@ version, `lottery.key`, is that of the run which has its files, so that the same
 
 from __future__ import annotations
 
-import logging
-import warnings
 from importlib.metadata import version
 from pathlib import Path
 
@@ -42,29 +40,22 @@ def save(folder: Path, target: Path) -> None:
     ticket = load(folder / FILE)
     shape = ticket.facts.image
     signature = ModelSignature(
-        # whole numbers of 64 bits, because MLflow turns a request's 300 into an uint8 of 44
-        Schema([TensorSpec(np.dtype(np.int64), (-1, *shape))]),
+        # floats, because MLflow would turn a request's 300 into an uint8 of 44, and its 0.5 into 0
+        Schema([TensorSpec(np.dtype(np.float64), (-1, *shape))]),
         Schema([TensorSpec(np.dtype(np.int64), (-1,), "class"), TensorSpec(np.dtype(np.float32), (-1, -1), "softmax")]),
     )
-    logger = logging.getLogger("mlflow")
-    level = logger.level
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of MLflow, on type hints that the signature makes needless
-        logger.setLevel(logging.ERROR)
-        try:
-            mlflow.pyfunc.save_model(
-                target / "model",
-                python_model=str(SERVED),
-                artifacts={name: str(folder / file) for name, file in (("graph", GRAPH), ("ticket", FILE))},
-                signature=signature,
-                input_example=np.zeros((1, *shape), np.int64),
-                pip_requirements=[f"{name}=={version(name)}" for name in REQUIRES],
-            )
-        finally:
-            logger.setLevel(level)
-    for file in (target / "model").iterdir():
+    model = target / "model"
+    mlflow.pyfunc.save_model(
+        model,
+        python_model=str(SERVED),
+        artifacts={name: str(folder / file) for name, file in (("graph", GRAPH), ("ticket", FILE))},
+        signature=signature,
+        input_example=np.zeros((1, *shape)),
+        pip_requirements=[f"{name}=={version(name)}" for name in REQUIRES],
+    )
+    for file in model.iterdir():
         file.rename(target / file.name)
-    (target / "model").rmdir()
+    model.rmdir()
     (target / CARD).write_text((folder / CARD).read_text(encoding="utf-8"), encoding="utf-8")
 
 
@@ -165,4 +156,4 @@ def _known(store: Store) -> str:
     versions = sorted(int(each.version) for each in store.call("search_model_versions", f"name = '{NAME}'"))
     if not versions:
         return "nothing is registered yet: `lottery sync` registers the ticket that is here"
-    return f"there are {', '.join(map(str, versions))}"
+    return f"choose from {', '.join(map(str, versions))}"

@@ -1,11 +1,14 @@
 """The exported ticket as an MLflow model: MLflow copies this file into it, and a server runs it alone."""
 
+from typing import Any
+
 import mlflow
 import numpy as np
 import onnxruntime
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import BAD_REQUEST
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
+from numpy.typing import NDArray
 
 
 class Served(PythonModel):
@@ -18,11 +21,16 @@ class Served(PythonModel):
         graph = context.artifacts["graph"]
         self._session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 
-    def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]  # MLflow reads types here
+    def predict(
+        self,
+        context: PythonModelContext,
+        model_input: np.ndarray,  # without its type, at which MLflow warns
+        params: dict[str, Any] | None = None,
+    ) -> dict[str, NDArray[Any]]:
         """Answer for images [N, ...]: their ``class`` [N], and ``softmax`` [N, C]. Raises MlflowException."""
-        images = np.asarray(model_input)
-        whole = images.astype(np.uint8)
-        if not (images == whole).all():
+        with np.errstate(invalid="ignore"):  # of what is no number, which differs from what it is made
+            whole = model_input.astype(np.uint8)
+        if not (model_input == whole).all():
             raise MlflowException("images: a pixel is no whole number from 0 to 255", BAD_REQUEST)
         (logits,) = self._session.run(["logits"], {"images": whole})
         shares = np.exp(logits - logits.max(axis=1, keepdims=True))
