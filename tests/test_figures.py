@@ -42,7 +42,7 @@ ONE_SHOT = {"o90": ("dense", 0.9), "o60": ("dense", 0.6)}
 BRANCHED = CHAIN | {"q80": ("p40", 0.8), "q95": ("q80", 0.95)}
 ARMS = ("ticket", "reinit", "random")
 WITHOUT_TWINS = set(FIGURES) - {"connectivity"}
-TICKETS_ALONE = {"parameter_reduction", "mask_inputs", "mask_overlap", "kept_weights"}
+TICKETS_ALONE = {"compression", "parameter_reduction", "mask_inputs", "mask_overlap", "kept_weights"}
 
 
 def results(
@@ -99,7 +99,17 @@ def results(
         structure=structure(table, random),
         kept_weights=weights(table, random),
         connectivity=barriers(table, twins, random),
+        compression=compression(table),
     )
+
+
+def compression(networks: pd.DataFrame) -> pd.DataFrame:
+    """reports/compression.json, of dense and of the levels with tickets."""
+    rows = networks[networks["arm"].isin(["dense", "ticket"])].groupby("level", sort=False).first().reset_index()
+    kept = rows["weights_kept"]
+    sizes = {"checkpoint": 4000, "checkpoint_zstd": 4 * kept + 500, "ticket": 5 * kept + 90, "ticket_half": 3 * kept}
+    adds = {"multiply_adds": 1000, "multiply_adds_kept": kept, "multiply_adds_compact": 1000}
+    return rows[["level", "density"]].assign(**sizes, **adds)
 
 
 def structure(networks: pd.DataFrame, random: np.random.Generator) -> pd.DataFrame:
@@ -194,7 +204,8 @@ def test_every_pipeline_draws_without_a_warning(
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         save_figures(results(levels, arms, seeds), tmp_path)
-    assert {path.stem for path in tmp_path.iterdir()} == WITHOUT_TWINS
+    without = set() if "ticket" in arms else {"compression"}
+    assert {path.stem for path in tmp_path.iterdir()} == WITHOUT_TWINS - without
 
 
 # --- what figures say ------------------------------------------------------------------------------------------------
@@ -499,6 +510,18 @@ def test_kept_weights_are_drawn_for_six_levels_at_most_with_dense_and_the_sparse
     rows = drawn.kept_weights.query("level == 'dense' and layer == 1")
     assert start.get_data().values.tolist() == rows["start"].tolist()
     assert end.get_data().values.tolist() == rows["end"].tolist()
+
+
+def test_a_ticket_is_so_many_times_smaller_than_dense() -> None:
+    files, adds = FIGURES["compression"](results(CHAIN)).axes
+    for axes, whole, columns in (
+        (files, "checkpoint", ["ticket_half", "ticket", "checkpoint_zstd"]),
+        (adds, "multiply_adds", ["multiply_adds_kept", "multiply_adds_compact"]),
+    ):
+        sizes = results(CHAIN).compression
+        for line, column in zip(axes.lines, columns, strict=False):
+            assert list(line.get_xdata()) == [100 * density for density in sizes["density"]]
+            assert np.allclose(line.get_ydata(), sizes[whole][0] / sizes[column])
 
 
 def test_connectivity_is_drawn_where_there_are_twins_for_the_arms_that_have_them() -> None:

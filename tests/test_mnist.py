@@ -15,6 +15,7 @@ FIGURES = {
     "accuracy_difference.png",
     "accuracy_vs_pruning.png",
     "combined_metrics.png",
+    "compression.png",
     "early_stopping.png",
     "kept_weights.png",
     "learning_curves.png",

@@ -79,6 +79,7 @@ class Results:
     kept_weights: pd.DataFrame  # reports/tables/kept_weights.csv, one row per level, layer and bin
     connectivity: pd.DataFrame  # reports/tables/connectivity.csv, one row per network with a twin
     layout: Layout
+    compression: pd.DataFrame  # reports/compression.json, one row per level
 
     @cached_property
     def looks(self) -> dict[str, Look]:

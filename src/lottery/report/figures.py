@@ -11,6 +11,7 @@ import math
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,6 +31,23 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MOST_CURVES = 6  # levels with learning curves, spread over the levels; more would be too small to read
+SIZES = {  # of reports/compression.json: what dense has, and the columns that are compared with it
+    "bytes of a file": (
+        "checkpoint",
+        {
+            "ticket_half": ("half precision", "s"),
+            "ticket": ("ticket.safetensors", "o"),
+            "checkpoint_zstd": ("zeros and all, by zstd", "v"),
+        },
+    ),
+    "multiply-adds per image": (
+        "multiply_adds",
+        {
+            "multiply_adds_kept": ("kept weights", "o"),
+            "multiply_adds_compact": ("compact network, dense products", "D"),
+        },
+    ),
+}
 HOLLOW = "Hollow: a network or more is censored (best at its last evaluation), and the interval has no upper limit."
 
 
@@ -148,6 +166,36 @@ def learning_curves(results: Results) -> Figure:
     )
 
 
+def compression(results: Results) -> Figure | None:
+    """How many times smaller than dense a level's ticket is, in bytes and in multiply-adds; None without tickets."""
+    from matplotlib.lines import Line2D
+
+    found = results.compression
+    if len(found) < 2:
+        return None
+    figure = drawing.new_figure(4.2, "How many times smaller than dense a ticket is")
+    colors = cycle(look.color for arm, look in drawing.LOOKS.items() if arm != "dense")
+    said: list[str] = []
+    handles: list[Line2D] = []
+    for axes, (title, (whole, lines)) in zip(figure.subplots(1, 2), SIZES.items(), strict=True):
+        drawing.set_density_axis(axes, results)
+        axes.set_yscale("log")
+        for column, (label, marker) in lines.items():
+            times = (found[whole].iloc[0] / found[column].astype(float)).iloc[found["density"].argsort()[::-1]]
+            if times.notna().all():
+                color = next(colors)
+                axes.plot(100 * found["density"][times.index], times, color=color, marker=marker)
+                handles.append(Line2D([], [], label=label, color=color, marker=marker))
+                by_level = ", ".join(f"{found['level'][row]} {each:.1f}" for row, each in times.items())
+                said.append(f"{label}: {by_level}.")
+        axes.axhline(1, color="black", linewidth=1, linestyle=drawing.LOOKS["dense"].line)
+        drawing.label_log_axis(axes, "{x:g}")
+        axes.set_title(title, weight="normal", size="medium")
+        axes.set_ylabel("dense / ticket, log scale")
+    drawing.add_key(figure, handles, "Of each level the ticket with the lowest validation loss.")
+    return drawing.describe(figure, "How many times smaller than dense.", *said)
+
+
 def connectivity(results: Results) -> Figure | None:
     """How high the barrier between a network and its twin is; None where the pipeline trains no twins."""
     if results.connectivity.empty:
@@ -231,7 +279,8 @@ FIGURES: dict[str, Callable[[Results], Figure | None]] = {
     figure.__name__: figure
     for figure in (
         *(accuracy_vs_pruning, accuracy_difference, early_stopping, parameter_reduction, learning_curves),
-        *(mask_inputs, mask_structure, mask_overlap, kept_weights, connectivity, combined_metrics, results_table),
+        *(mask_inputs, mask_structure, mask_overlap, kept_weights, compression, connectivity),
+        *(combined_metrics, results_table),
     )
 }
 

@@ -46,6 +46,7 @@ class Findings:
     conditions: pd.DataFrame
     structure: pd.DataFrame
     claims: Sequence[Mapping[str, Any]]  # reports/tables/claims.json
+    compression: Sequence[Mapping[str, Any]]  # reports/compression.json
     warning: str  # on censored networks; empty where few are
     settings: Mapping[str, Any]  # params.yaml's sections that decide results
     iterations: int  # that each network is trained for

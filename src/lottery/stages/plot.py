@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,7 +15,7 @@ from lottery.evaluation import tables as reports
 from lottery.evaluation.tables import load_table
 from lottery.files.artifacts import load_contents, load_history, load_masks
 from lottery.files.digests import digest
-from lottery.files.sealed import verify_folder
+from lottery.files.sealed import REMAKE, DamagedError, verify_folder
 from lottery.files.workplace import replacing
 from lottery.params import Params
 from lottery.report import figures
@@ -23,7 +24,7 @@ from lottery.report.drawing import Results
 from lottery.report.page import Findings
 from lottery.stages import run, threads
 
-MODELS, TABLES = Path("models"), Path("reports/tables")
+MODELS, TABLES, COMPRESSION = Path("models"), Path("reports/tables"), Path("reports/compression.json")
 FIGURES, PAGE = Path("reports/figures"), Path("reports/report.html")
 
 
@@ -49,7 +50,17 @@ def load_results(p: Params) -> Results:
     pictures = {name: load_picture(MODELS / name) for name in names if name != "dense"}
     others = ("networks", "structure", "kept_weights", "connectivity")
     tables = {name: load_table(TABLES / f"{name}.csv") for name in others}
-    return Results(levels=levels, history=history, pictures=pictures, layout=p.layout, **tables)
+    sizes = pd.DataFrame(load_sizes())
+    return Results(levels=levels, history=history, pictures=pictures, layout=p.layout, compression=sizes, **tables)
+
+
+def load_sizes() -> list[dict[str, Any]]:
+    """Load reports/compression.json."""
+    try:
+        entries: list[dict[str, Any]] = json.loads(COMPRESSION.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DamagedError("missing or altered", REMAKE).of(COMPRESSION) from error
+    return entries
 
 
 def load_findings(p: Params) -> Findings:
@@ -57,9 +68,10 @@ def load_findings(p: Params) -> Findings:
     tables = {name: load_table(TABLES / f"{name}.csv") for name in report.TABLES}
     return Findings(
         **tables,
+        compression=load_sizes(),
         claims=json.loads((TABLES / "claims.json").read_text(encoding="utf-8")),
         warning=reports.warning(tables["levels"], p.iterations, p.train.evaluate_every),
-        settings=p.model_dump(mode="json", exclude_none=True, exclude={"tracking", "run"}),
+        settings=p.model_dump(mode="json", exclude_none=True, exclude={"export", "tracking", "run"}),
         mixed=[level for level in ("dense", *p.order) if load_contents(MODELS / level).mixed],
         iterations=p.iterations,
         layout=p.layout,
