@@ -1,5 +1,5 @@
 .DEFAULT_GOAL := help
-.PHONY: help repro test test-all test-faults lint ui server summary clean clean-all
+.PHONY: help repro test test-all test-faults lint ui demo server summary clean clean-all
 
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
@@ -30,6 +30,10 @@ lint:  ## linter and type checker alone
 ui:  ## the MLflow UI on 127.0.0.1, at the address that it prints; PORT=5001 where 5000 is taken
 	@scripts/environment
 	@exec lottery ui $(if $(PORT),--port $(PORT))
+
+demo:  ## a page on 127.0.0.1 where one draws a digit, and dense and the tickets answer; PORT=7861 where 7860 is taken
+	@scripts/environment demo
+	@exec lottery demo $(if $(PORT),--port $(PORT))
 
 server:  ## MLflow for a team, on PostgreSQL (docs/team.md); OPTIONS='--host ...' go to `lottery server`
 	@scripts/environment team

@@ -19,6 +19,7 @@ STAGES = [
     ("prune@p50", "models/p50"),
     ("download", "data/digits.safetensors"),
     ("evaluate", "reports"),
+    ("export", "tickets"),
     ("plot", "reports/figures"),
 ]
 

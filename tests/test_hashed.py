@@ -108,9 +108,10 @@ def test_a_stage_imports_each_of_its_deps_or_a_module_in_it(stage: str) -> None:
     assert {dep for dep in _sources(stage) if dep not in used} == set()
 
 
-def test_the_reports_template_is_a_dep_of_plot_and_of_no_other_stage() -> None:
-    (template,) = SOURCES.rglob("*.j2")
-    assert [stage for stage in STAGES if _sources(stage) & {template, *template.parents}] == ["plot"]
+@pytest.mark.parametrize(("folder", "stage"), [("report", "plot"), ("ticket", "export")])
+def test_a_template_is_a_dep_of_the_stage_that_fills_it_and_of_no_other(folder: str, stage: str) -> None:
+    (template,) = (SOURCES / "lottery" / folder).glob("*.j2")
+    assert [each for each in STAGES if _sources(each) & {template, *template.parents}] == [stage]
 
 
 @pytest.mark.parametrize("module", [*NO_DEPS, *NOT_OF_DOWNLOAD])

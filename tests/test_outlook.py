@@ -115,7 +115,11 @@ def test_what_dvcs_cache_has_would_be_restored(clone: Clone, monkeypatch: pytest
     assert _to_run(clone, monkeypatch) == set()
     clone.change(levels=SMALL["levels"])
     assert _to_run(clone, monkeypatch, "restore") == {"prune@p50", "prune@p75"}
-    assert _to_run(clone, monkeypatch) == {"evaluate", "export", "plot"}  # of `models` as a whole: known when that is restored
+    assert _to_run(clone, monkeypatch) == {
+        "evaluate",
+        "export",
+        "plot",
+    }  # of all of `models`
     table = clone.run("lottery", "plan")
     fates = {line.split()[0]: line.split()[1] for line in table.splitlines() if line.split()[0] in STAGES}
     assert fates == dict.fromkeys(STAGES, "skip") | dict.fromkeys(

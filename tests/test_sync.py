@@ -28,6 +28,7 @@ from stores import (
     PARENT,
     PATIENCE,
     address,
+    aliases,
     connect,
     keys,
     kill,
@@ -43,6 +44,7 @@ from stores import (
     stage,
     store,
     sync,
+    versions,
 )
 
 from lottery import LotteryError
@@ -52,6 +54,7 @@ from lottery.tracking.store import Store
 from lottery.tracking.sync import Workspace
 
 SERVE = "from lottery.tracking import serve; serve._serve = lambda port, told: print(told)\n"
+NAMES = ["download", "dense", "p50", "p75", "p80-at-once", "evaluate", "export", "plot"]
 RUNS = 28  # download, dense, 3 levels, evaluate, export, plot; 2 + 3 x 6 networks
 
 
@@ -72,7 +75,16 @@ def test_dvc_lock_says_which_parameters_made_an_output(finished: Clone) -> None:
     params = load(finished.folder / "params.yaml")
     edited = params.model_copy(update={"train": params.train.model_copy(update={"learning_rate": 0.5})})
     entries = recorded((finished.folder / "dvc.lock").read_text(), edited)
-    assert [entry.name for entry in entries] == ["download", "dense", "p50", "p75", "p80-at-once", "evaluate", "export", "plot"]
+    assert [entry.name for entry in entries] == [
+        "download",
+        "dense",
+        "p50",
+        "p75",
+        "p80-at-once",
+        "evaluate",
+        "export",
+        "plot",
+    ]
     for entry in entries:
         assert entry.params.train == params.train
         assert entry.params.levels == params.levels
@@ -95,17 +107,24 @@ def test_a_level_added_anew_is_left_out_where_dvc_lock_has_it_from_a_parent_that
 
 
 def test_a_lost_store_is_redrawn_field_by_field(clone: Clone) -> None:
-    before, order = picture(store(clone)), _stages(clone)
+    before, order, registered = picture(store(clone)), _stages(clone), _registered(clone)
     assert len(before) == RUNS
     lose_the_store(clone)
     assert sync(clone) == [f"runs: {RUNS} made"]
     after = picture(store(clone))
+    assert _registered(clone) == registered
     assert _stages(clone) == order
     assert after.keys() == before.keys()
     for key, fields in before.items():
         assert after[key] == fields
     assert sync(clone) == [f"runs: {RUNS} already complete"]
     assert picture(store(clone)) == after
+
+
+def _registered(clone: Clone) -> tuple[dict[str, int], dict[int, tuple[dict[str, str], str]]]:
+    """The aliases of the registered ticket, and the tags and descriptions of its versions."""
+    client = store(clone)
+    return aliases(client), {number: (each.tags, each.description) for number, each in versions(client).items()}
 
 
 def _stages(clone: Clone) -> list[str]:
@@ -330,7 +349,7 @@ def test_artifacts_that_were_deleted_are_made_anew(clone: Clone) -> None:
     sync(clone)
     before = picture(store(clone))
     shutil.rmtree(clone.folder / "mlartifacts")
-    assert sync(clone) == ["runs: 22 completed, 5 already complete"]  # download and levels have none
+    assert sync(clone) == ["runs: 23 completed, 5 already complete"]  # download and levels have none
     assert picture(store(clone)) == before
     assert sync(clone) == [f"runs: {RUNS} already complete"]
 
@@ -596,7 +615,9 @@ def test_the_ui_begins_with_what_the_store_lacks(clone: Clone) -> None:
     served = f"{SERVE}serve.serve_ui(0); serve.serve_ui(0)"
     lines = clone.run(sys.executable, "-c", served).splitlines()
     assert f"runs: {RUNS} made" in lines
-    (pipeline,) = {run.data.params["pipeline"] for run in runs(store(clone)) if name(run) in ("evaluate", "export", "plot")}
+    (pipeline,) = {
+        run.data.params["pipeline"] for run in runs(store(clone)) if name(run) in ("evaluate", "export", "plot")
+    }
     assert (
         sum(line.startswith("MLflow UI: ") and line.endswith(f"&viewStateShareKey={pipeline}") for line in lines) == 2
     )
@@ -608,12 +629,21 @@ def test_the_ui_begins_with_what_the_store_lacks(clone: Clone) -> None:
 @pytest.mark.slow
 def test_the_view_of_a_pipeline_of_more_runs_than_a_page_shows_has_its_stages(clone: Clone) -> None:
     told = clone.run(sys.executable, "-c", f"{SERVE}serve.FIRST_PAGE = 10; serve.serve_ui(0)")
-    assert "stages alone: the page shows 10 runs, and this pipeline has 27; `lottery.pipeline." in told
+    assert "stages alone: the page shows 10 runs, and this pipeline has 28; `lottery.pipeline." in told
     client = store(clone)
     tags = client.get_experiment_by_name("lottery-tickets").tags
     view = tags["mlflow.sharedViewState." + told.strip().rpartition("=")[2]]
     found = runs(client, json.loads(json.loads(view)["state"])["searchFilter"])
-    assert [name(run) for run in found] == ["download", "dense", "p50", "p75", "p80-at-once", "evaluate", "export", "plot"]
+    assert [name(run) for run in found] == [
+        "download",
+        "dense",
+        "p50",
+        "p75",
+        "p80-at-once",
+        "evaluate",
+        "export",
+        "plot",
+    ]
 
 
 @pytest.mark.slow

@@ -101,6 +101,15 @@ def promote(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def measure(arguments: argparse.Namespace) -> int:
+    """Measure how fast the tickets are on this machine. Raises LotteryError where an output is missing."""
+    from lottery.speed.measure import measure
+
+    for line in measure(params.load(), arguments.level, arguments.seconds):
+        print(line, flush=True)
+    return 0
+
+
 def preset(arguments: argparse.Namespace) -> int:
     """Write a preset to params.yaml, or list them. Raises LotteryError where that cannot be."""
     from lottery import presets
@@ -128,6 +137,14 @@ def ui(arguments: argparse.Namespace) -> int:
     from lottery.tracking.serve import serve_ui
 
     serve_ui(arguments.port)
+    return 0
+
+
+def demo(arguments: argparse.Namespace) -> int:
+    """Serve a page to draw on until it is stopped. Raises LotteryError where that cannot be."""
+    from lottery.demo.serve import serve_demo
+
+    serve_demo(arguments.port)
     return 0
 
 
@@ -216,6 +233,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = add(promote, "make a version of the registered ticket the champion, once its accuracy is checked")
     command.add_argument("version", metavar="VERSION", help="its number, or its alias: candidate")
 
+    command = add(measure, "time the tickets on this machine, in several forms: .lottery/speed.html")
+    command.add_argument("--level", action="append", default=[], help="of the levels, this one; may be repeated")
+    command.add_argument("--seconds", type=float, default=40, help="of the measurement: default: %(default)s")
     command = add(preset, "write params.yaml for a published experiment; alone: list them")
     command.add_argument("name", nargs="?", metavar="NAME")
     command.add_argument("--force", action="store_true", help="overwrite changes that are not committed")
@@ -228,6 +248,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     command = add(ui, "serve the MLflow UI on 127.0.0.1")
     command.add_argument("--port", type=int, default=5000, help="default: %(default)s")
+
+    command = add(demo, "serve a page on 127.0.0.1 where one draws, and dense and the tickets answer")
+    command.add_argument("--port", type=int, default=7860, help="default: %(default)s")
 
     command = add(sync, "complete and make the MLflow runs of DVC's outputs")
     command.add_argument(

@@ -198,6 +198,7 @@ STAGES = [
     ("evaluate", "evaluate", DATA),
     ("evaluate", "evaluate", "models/p75/weights.safetensors"),
     ("evaluate", "evaluate", "models/p80-at-once/masks.safetensors"),
+    ("export", "export", "reports/tables/networks.csv"),
     ("plot", "plot", "reports/tables/networks.csv"),
 ]
 

@@ -34,6 +34,7 @@ OUTPUTS = {
     "prune@p50": "models/p50",
     "prune@p75": "models/p75",
     "evaluate": "reports/tables",
+    "export": "tickets",
     "plot": "reports/figures",
 }
 VICTIMS = ("dvc", "stage", "worker", "group")

@@ -239,7 +239,9 @@ def test_a_pipeline_runs_in_an_odd_place_to_the_same_bytes(finished: Clone, orig
     done = subprocess.run(command, cwd=clone.folder, env=odd, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stdout + done.stderr
     stages = re.findall(r"^no pickle in (\S+)$", done.stderr, re.MULTILINE)
-    assert {"download", "train", "prune@p50", "prune@p75", "prune@p80-at-once", "evaluate", "export", "plot"} <= {*stages}
+    assert {"download", "train", "prune@p50", "prune@p75", "prune@p80-at-once", "evaluate", "export", "plot"} <= {
+        *stages
+    }
     assert (clone.folder / "dvc.lock").read_bytes() == (finished.folder / "dvc.lock").read_bytes()
 
 

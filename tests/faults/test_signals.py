@@ -43,7 +43,8 @@ def test_a_stage_that_trains_saves_its_networks_and_goes_on(long: Clone, which: 
 
 
 @pytest.mark.parametrize(
-    "module", ["train", *(pytest.param(each, marks=pytest.mark.slow) for each in ("download", "evaluate", "export", "plot"))]
+    "module",
+    ["train", *(pytest.param(each, marks=pytest.mark.slow) for each in ("download", "evaluate", "export", "plot"))],
 )
 def test_a_signal_is_one_line_whenever_it_comes(clone: Clone, module: str) -> None:
     before = clone.files("reports") | clone.files("data")

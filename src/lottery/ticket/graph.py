@@ -42,10 +42,15 @@ def graph(ticket: Ticket) -> bytes:
 
 def run(model: bytes, images: NDArray[np.uint8]) -> NDArray[np.float32]:
     """Logits [N, C] of uint8 images [N, *image], by ONNX Runtime on one thread."""
+    own = session(model)
+    parts = [own.run(["logits"], {"images": part})[0] for part in np.array_split(images, -(-len(images) // 1000))]
+    return np.concatenate(parts)
+
+
+def session(model: bytes) -> Any:
+    """A session of ONNX Runtime's, on one thread."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
-    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    parts = [session.run(["logits"], {"images": part})[0] for part in np.array_split(images, -(-len(images) // 1000))]
-    return np.concatenate(parts)
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])

@@ -1,5 +1,7 @@
 """Torch modules of a ticket, which take uint8 images and give logits: masked, compact, and with sparse weights."""
 
+import warnings
+
 import torch
 from torch import Tensor, nn
 
@@ -8,8 +10,11 @@ from lottery.core.images import Scaling
 from lottery.core.stack import Stack
 from lottery.ticket.ticket import Ticket
 
-# Below this density a sparse product is faster where many images come at once (docs/speed.md); with few it never is.
-SPARSE = 0.1
+# Below this density sparse products are faster where many images come at once: of LeNet-300-100 1.2 times with 256, and
+# as fast at 0.19. A single image takes as long by either at 0.04, and hardly less at 0.01 (docs/speed.md).
+SPARSE = 0.15
+# ONNX Runtime takes longer to pick a pixel than to multiply by it, so only fewer than this fraction are picked.
+PICKED = 0.4
 
 
 class Network(nn.Module):
@@ -24,10 +29,10 @@ class Network(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits [N, C] of uint8 images [N, ...]."""
-        pixels = images.flatten(1)
+        pixels = images.flatten(1).to(torch.float32)  # before any are picked: of uint8 that takes 5 times as long
         if self.inputs is not None:
             pixels = pixels.index_select(1, self.inputs)
-        logits: Tensor = self.layers((pixels.to(torch.float32) - self._shift) / self._scale)
+        logits: Tensor = self.layers((pixels - self._shift) / self._scale)
         return logits
 
 
@@ -38,7 +43,9 @@ class SparseLinear(nn.Module):
         super().__init__()
         self.weight: Tensor
         self.bias: Tensor
-        self.register_buffer("weight", weight.to_sparse_csr())
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that the format is in beta
+            self.register_buffer("weight", weight.to_sparse_csr())
         self.register_buffer("bias", bias[:, None])
 
     def forward(self, inputs: Tensor) -> Tensor:
@@ -60,24 +67,29 @@ def masked(ticket: Ticket) -> Network:
 
 
 def compact(ticket: Ticket, sparse: float = 0.0) -> Network:
-    """The network without what no output depends on; weights below this density are sparse.
+    """The network without what no output depends on; below the density ``sparse`` all its weights are sparse.
 
-    Of another family than the perceptron it is the masked one.
+    A pixel that it does not read stays in, with weights 0, where leaving it out would save no time. Of another family
+    than the perceptron it is the masked one.
     """
-    if ticket.facts.layout.family != "perceptron":
+    layout = ticket.facts.layout
+    if layout.family != "perceptron":
         return masked(ticket)
+    layer = SparseLinear if ticket.density < sparse else _linear
+    inputs, weights = torch.from_numpy(ticket.compact.inputs), [*map(torch.from_numpy, ticket.compact.weights)]
+    picked = layer is _linear and len(inputs) < PICKED * layout.inputs
+    if not picked:
+        weights[0] = torch.zeros(layout.inputs, weights[0].shape[1]).index_copy_(0, inputs, weights[0])
     layers: list[nn.Module] = []
-    for weight, bias in zip(ticket.compact.weights, ticket.compact.biases, strict=True):
-        weight_, bias_ = torch.from_numpy(weight).T.contiguous(), torch.from_numpy(bias)
-        if torch.count_nonzero(weight_) < sparse * weight_.numel():
-            layers += [SparseLinear(weight_, bias_), nn.ReLU()]
-        else:
-            layer = nn.Linear(weight.shape[0], weight.shape[1], device="meta")
-            layer.weight, layer.bias = nn.Parameter(weight_), nn.Parameter(bias_)
-            layers += [layer, nn.ReLU()]
-    inputs = torch.from_numpy(ticket.compact.inputs)
-    every = len(inputs) == ticket.facts.layout.inputs
-    return Network(nn.Sequential(*layers[:-1]).eval(), _scaling(ticket), None if every else inputs)
+    for weight, bias in zip(weights, ticket.compact.biases, strict=True):
+        layers += [layer(weight.T.contiguous(), torch.from_numpy(bias)), nn.ReLU()]
+    return Network(nn.Sequential(*layers[:-1]).eval(), _scaling(ticket), inputs if picked else None)
+
+
+def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:
+    layer = nn.Linear(weight.shape[1], weight.shape[0], device="meta")  # draws nothing
+    layer.weight, layer.bias = nn.Parameter(weight), nn.Parameter(bias)
+    return layer
 
 
 def _scaling(ticket: Ticket) -> Scaling:
