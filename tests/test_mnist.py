@@ -9,6 +9,10 @@ import yaml
 from clones import ROOT, Clone
 from mlflow import MlflowClient
 
+import lottery.ticket
+from lottery.files.data import load_test
+from lottery.ticket.graph import run
+
 pytestmark = pytest.mark.slow
 
 FIGURES = {
@@ -127,6 +131,18 @@ def test_a_lenet_5_goes_all_the_way_and_learns(lenet: Clone) -> None:
     assert "lenet-5, 430,500 weights" in page
     assert "given pixels" not in page
     assert "Channels of the images" in page or "channels of the images" in page
+
+
+def test_a_lenet_5_is_exported_and_predicts_as_it_was_measured(lenet: Clone) -> None:
+    ticket = lottery.ticket.load(lenet.folder / "tickets/ticket.safetensors")
+    test = load_test(lenet.folder / "data/mnist.safetensors")
+    graph = (lenet.folder / "tickets/ticket.onnx").read_bytes()
+    classes = run(graph, test.pixels.reshape(-1, 28, 28).numpy()).argmax(1)
+    networks = pd.read_csv(lenet.folder / "reports/tables/networks.csv").set_index(["level", "arm", "seed"])
+    row = networks.loc[(ticket.facts.level, "ticket", ticket.facts.seed)]
+    assert (classes == test.labels.numpy()).mean() == pytest.approx(row["test_accuracy"], abs=5e-7)
+    assert ticket.facts.accuracy == pytest.approx(row["test_accuracy"], abs=5e-7)
+    assert ticket.kept == row["weights_kept"]
 
 
 def test_a_lenet_5_is_in_mlflow_and_can_be_loaded(lenet: Clone) -> None:

@@ -334,7 +334,13 @@ THREADS = "is not auto or a whole number from 1 to 1024"
             "levels.p60.scope: p60 is pruned globally and may keep less of a layer than p80 is to keep; give both one "
             "scope",
         ),
-        # verdict, tracking, run
+        # verdict, export, tracking, run
+        ("level: auto", "level: p59", 'export.level: no level is called "p59" (did you mean "p95"?)'),
+        ("level: auto", "level: 7", 'export.level: 7 is not auto, "dense" or the name of a level'),
+        ("seed: best", "seed: 5", "export.seed: 5 is not one of train.seeds; give best or one of 0, 1, 2, 3, 4"),
+        ("seed: best", "seed: worst", 'export.seed: "worst" is not best, or one of train.seeds'),
+        ("values: float32", "values: int8", 'export.values: "int8" is not float32 or half'),
+        ("values: float32", "value: float32", 'export.value: unknown key (did you mean "values"?)'),
         ("margin: 0.2 ", "margin: 0 ", "verdict.margin: 0 is not a number above 0"),
         ("speed_margin: 1.25", "speed_margin: 1", "verdict.speed_margin: 1 is not a number above 1"),
         ("lottery-tickets", '""', 'tracking.mlflow_experiment: "" is not the name of an MLflow experiment'),
@@ -376,6 +382,11 @@ def test_any_wrong_value_makes_a_single_line(key: str, value: str) -> None:
     assert len(mistakes(default_with((key, f"{key.split(':')[0]}: {value}")))) == 1
 
 
+def test_a_level_without_tickets_is_not_exported() -> None:
+    text = default_with(("0.95, parent: p90}", "0.95, parent: p90, arms: [reinit]}"), ("level: auto", "level: p95"))
+    assert mistakes(text) == ["params.yaml: export.level: p95 has no arm ticket; choose a level that has it, or auto"]
+
+
 def test_all_mistakes_are_told_at_once() -> None:
     text = default_with(("name: mnist", "name: cifar"), ("batch_size: 60\n", "batchsize: 60\n"), ("p80}", "p08}"))
     assert mistakes(text) == [
@@ -389,7 +400,7 @@ def test_all_mistakes_are_told_at_once() -> None:
 def test_every_section_must_be_there() -> None:
     lines = mistakes("run: {threads: 1}\n")
     assert [line.split(": ")[1] for line in lines] == [
-        "data", "network", "train", "prune", "levels", "verdict", "tracking",
+        "data", "network", "train", "prune", "levels", "verdict", "export", "tracking",
     ]  # fmt: skip
     assert lines[0] == "params.yaml: data: missing; give it the keys name, validation, scale"
 
@@ -784,7 +795,10 @@ def test_a_file_that_is_not_utf_8_says_in_which_line() -> None:
 @pytest.mark.parametrize(
     ("text", "line"),
     [
-        ("", "the file is empty; write the sections data, network, train, prune, levels, verdict, tracking, run"),
+        ("", "the file is empty; write the sections data, network, train, prune, levels, verdict, export, "),
+            "",
+            "the file is empty; write the sections data, network, train, prune, levels, verdict, export, tracking, run",
+        ),
         ("# nothing\n", "the file is empty; write the sections "),
         ("- 1\n", "a list is not a mapping; write the sections data, "),
         ("lottery\n", '"lottery" is not a mapping; write the sections data, '),
