@@ -796,9 +796,6 @@ def test_a_file_that_is_not_utf_8_says_in_which_line() -> None:
     ("text", "line"),
     [
         ("", "the file is empty; write the sections data, network, train, prune, levels, verdict, export, "),
-            "",
-            "the file is empty; write the sections data, network, train, prune, levels, verdict, export, tracking, run",
-        ),
         ("# nothing\n", "the file is empty; write the sections "),
         ("- 1\n", "a list is not a mapping; write the sections data, "),
         ("lottery\n", '"lottery" is not a mapping; write the sections data, '),
