@@ -13,7 +13,7 @@ from lottery.core.arms import ARMS
 from lottery.core.layout import CLASSES
 from lottery.evaluation.statistics import interval
 from lottery.plan import Plan
-from lottery.ticket.sizes import sizes
+from lottery.ticket.sizes import adds, checkpoint
 from lottery.ticket.ticket import Ticket
 
 LICENCES = {
@@ -45,7 +45,7 @@ def card(ticket: Ticket, p: Plan, evaluated: Evaluated, graph: bytes, file: byte
         undefined=jinja2.StrictUndefined,
         autoescape=False,  # noqa: S701  # Markdown, of names that params.yaml allows
     )
-    facts, size = ticket.facts, sizes(ticket)
+    facts, multiply = ticket.facts, adds(ticket)
     own: Mapping[str, Any] = evaluated.networks.set_index("seed").loc[facts.seed]
     wilson = binomtest(evaluated.right, evaluated.images).proportion_ci(method="wilson")
     return environment.get_template("card.md.j2").render(
@@ -63,8 +63,8 @@ def card(ticket: Ticket, p: Plan, evaluated: Evaluated, graph: bytes, file: byte
         stopped=int(own["early_stopping_iteration"]),
         censored=bool(own["censored"]),
         iterations=p.iterations,
-        bytes={"dense": size["checkpoint"], "ticket": len(file), "onnx": len(graph)},
-        adds={"dense": size["multiply_adds"], "kept": size["multiply_adds_kept"]},
+        bytes={"dense": len(checkpoint(ticket)), "ticket": len(file), "onnx": len(graph)},
+        adds={"dense": multiply["multiply_adds"], "kept": multiply["multiply_adds_kept"]},
         compact=ticket.compact if facts.layout.family == "perceptron" else None,
         differing=evaluated.differing,
         initialization=ticket.initial is not None,

@@ -24,7 +24,7 @@ class Network(nn.Module):
         super().__init__()
         self.layers = layers
         self.inputs: Tensor | None
-        self._shift, self._scale = scaling.shift, scaling.scale
+        self.scaling = scaling
         self.register_buffer("inputs", inputs)  # int64, the pixels that are read; None: all
 
     def forward(self, images: Tensor) -> Tensor:
@@ -32,7 +32,7 @@ class Network(nn.Module):
         pixels = images.flatten(1).to(torch.float32)  # before any are picked: of uint8 that takes 5 times as long
         if self.inputs is not None:
             pixels = pixels.index_select(1, self.inputs)
-        logits: Tensor = self.layers((pixels - self._shift) / self._scale)
+        logits: Tensor = self.layers((pixels - self.scaling.shift) / self.scaling.scale)
         return logits
 
 

@@ -50,10 +50,8 @@ def sizes(ticket: Ticket) -> dict[str, Any]:
     ``checkpoint`` is a file of all its values, zeros included, as a dense network's; ``multiply_adds_compact`` are
     those of dense products of the compact network, null where the family has none.
     """
-    layout = ticket.facts.layout
-    per_weight = multiply_adds(layout)
     files = {
-        "checkpoint": save(dict(ticket.values)),
+        "checkpoint": checkpoint(ticket),
         "ticket": content(ticket),
         "ticket_half": content(ticket, "half"),
     }
@@ -68,6 +66,19 @@ def sizes(ticket: Ticket) -> dict[str, Any]:
             for name, each in found.items()
             for suffix, size in zip(("", "_zstd"), each, strict=True)
         },
+        **adds(ticket),
+    }
+
+
+def checkpoint(ticket: Ticket) -> bytes:
+    """A file of all values, zeros included, as that of a dense network."""
+    return save(dict(ticket.values))
+
+
+def adds(ticket: Ticket) -> dict[str, int | None]:
+    """Multiply-adds per image: of all weights, of the kept ones, and of the compact network."""
+    layout, per_weight = ticket.facts.layout, multiply_adds(ticket.facts.layout)
+    return {
         "multiply_adds": sum(piece.size * per_weight[piece.name] for piece in layout.weights),
         "multiply_adds_kept": sum(int(mask.sum()) * per_weight[name] for name, mask in ticket.masks.items()),
         "multiply_adds_compact": ticket.compact.multiply_adds if layout.family == "perceptron" else None,
