@@ -58,7 +58,7 @@ def test_a_torn_lock_is_named_with_its_remedy(clone: Clone) -> None:
     told = _doctor(clone, code=1)["dvc.lock"]
     assert told.startswith("FAILS: torn: DVC was killed or had no room as it wrote it; `git checkout dvc.lock` ")
     clone.run("git", "checkout", "-q", "dvc.lock")
-    assert _doctor(clone)["dvc.lock"] == "ok: 8 stages"
+    assert _doctor(clone)["dvc.lock"] == "ok: 9 stages"
 
 
 def test_runs_that_are_missing_are_counted(clone: Clone) -> None:
@@ -67,7 +67,7 @@ def test_runs_that_are_missing_are_counted(clone: Clone) -> None:
         (run,) = database.execute(f"SELECT run_uuid FROM tags WHERE {stages}")
         database.execute("UPDATE runs SET lifecycle_stage = 'deleted' WHERE run_uuid = ?", run)
     clone.change(levels=SMALL["levels"] | {"p90": {"sparsity": 0.9, "parent": "p75"}})  # not run yet: none is missing
-    assert _doctor(clone)["runs"] == "note: 6 of 7 outputs have theirs; `lottery sync` adds what is missing"
+    assert _doctor(clone)["runs"] == "note: 7 of 8 outputs have theirs; `lottery sync` adds what is missing"
 
 
 def test_faults_are_named_with_their_remedies(clone: Clone) -> None:
@@ -79,7 +79,7 @@ def test_faults_are_named_with_their_remedies(clone: Clone) -> None:
     assert checks["MLflow"].startswith("note: sqlite:///")
     assert "the store is of a newer MLflow than" in checks["MLflow"]
     assert checks["data"].startswith("FAILS: not whole; data/digits.safetensors: truncated or altered; `lottery doctor")
-    assert checks["dvc.lock"] == "note: 8 stages; not committed: `git add dvc.lock reports`"
+    assert checks["dvc.lock"] == "note: 9 stages; not committed: `git add dvc.lock reports`"
     checks = _doctor(clone, code=1, MLFLOW_TRACKING_URI="http://127.0.0.1:9")
     assert checks["MLflow"].startswith("note: http://127.0.0.1:9; URLError: ")
     clone.change(train=SMALL["train"] | {"epochs": 0})
@@ -89,10 +89,10 @@ def test_faults_are_named_with_their_remedies(clone: Clone) -> None:
 
 def test_outputs_that_are_nowhere_are_counted(clone: Clone) -> None:
     clone.run("rm", "-r", "models/p75", ".dvc/cache")
-    assert _doctor(clone)["outputs"].startswith("note: 8 of 9 here; `dvc pull` fetches them from a remote")
+    assert _doctor(clone)["outputs"].startswith("note: 10 of 11 here; `dvc pull` fetches them from a remote")
     levels = {name: level for name, level in SMALL["levels"].items() if name != "p75"}
     clone.change(levels=levels)  # DVC keeps the entry of the level that was removed
-    assert _doctor(clone)["outputs"] == "ok: 8 of 8 here"
+    assert _doctor(clone)["outputs"] == "ok: 10 of 10 here"
 
 
 def _make_old(folder: Path) -> None:

@@ -19,7 +19,7 @@ backend-path = ["."]
 [project]
 name = "lottery"
 version = "0"
-optional-dependencies = {team = [], dev = []}
+optional-dependencies = {team = [], demo = [], dev = []}
 scripts = {lottery = "lottery:main"}
 """
 BUILD_BACKEND = """
@@ -31,7 +31,7 @@ def build_editable(wheel_directory, config_settings=None, metadata_directory=Non
     name, info = "lottery-0-py3-none-any.whl", "lottery-0.dist-info"
     with ZipFile(Path(wheel_directory, name), "w") as wheel:
         wheel.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\\nName: lottery\\nVersion: 0\\n"
-            "Provides-Extra: team\\nProvides-Extra: dev\\n")
+            "Provides-Extra: team\\nProvides-Extra: demo\\nProvides-Extra: dev\\n")
         wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\\nRoot-Is-Purelib: true\\nTag: py3-none-any\\n")
         wheel.writestr(f"{info}/entry_points.txt", "[console_scripts]\\nlottery = lottery:main\\n")
         wheel.writestr(f"{info}/RECORD", "")
@@ -129,14 +129,15 @@ def test_the_tools_for_tests_come_with_the_tests(folder: Path) -> None:
     assert make(folder, Path(sys.executable)) == (0, [INSTALLING])
     assert sorted(path.name for path in ready.parent.glob("ready*")) == ["ready"]
     assert make(folder, "dev") == (0, [INSTALLING])
-    assert make(folder, "dev") == make(folder, "team") == make(folder) == (0, [])
+    assert make(folder, "dev") == make(folder, "team") == make(folder, "demo") == make(folder) == (0, [])
     later = ready.stat().st_mtime + 5
     os.utime(folder / "constraints.txt", (later, later))
     assert make(folder) == (0, [INSTALLING])
 
 
 @pytest.mark.parametrize(
-    ("target", "extra"), [("repro", ""), ("ui", ""), ("test", " dev"), ("test-all", " dev"), ("server", " team")]
+    ("target", "extra"),
+    [("repro", ""), ("ui", ""), ("demo", " demo"), ("test", " dev"), ("test-all", " dev"), ("server", " team")],
 )
 def test_each_target_asks_for_what_it_needs(target: str, extra: str) -> None:
     done = subprocess.run(["make", "--dry-run", target], cwd=ROOT, capture_output=True, text=True, check=True)

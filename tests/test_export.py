@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from clones import SMALL, Clone
+from clones import ROOT, SMALL, Clone
 from stores import run_stage
 
 import lottery
@@ -151,6 +151,16 @@ def test_the_card_says_what_the_tables_say_and_its_code_runs(finished: Clone, mo
         names = {"images": test.pixels.reshape(-1, 8, 8).numpy()}
         exec(code, names)
         assert float((names["classes"] == test.labels.numpy()).mean()) == pytest.approx(facts.accuracy)
+
+
+def test_the_readmes_lines_on_tickets_run(finished: Clone, monkeypatch: pytest.MonkeyPatch) -> None:
+    codes = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    (code,) = [text for text in codes if "ticket.load" in text]
+    monkeypatch.chdir(finished.folder)
+    test = load_test(Path("data/digits.safetensors"))
+    names: dict[str, Any] = {"images": test.pixels.reshape(-1, 8, 8).numpy()}
+    exec(code, names)
+    assert float((names["classes"] == test.labels.numpy()).mean()) == pytest.approx(names["ticket"].facts.accuracy)
 
 
 # --- what re-runs, and what is refused -------------------------------------------------------------------------------

@@ -10,7 +10,9 @@ from clones import ROOT, Clone
 from mlflow import MlflowClient
 
 import lottery.ticket
+from lottery.demo.page import Demo
 from lottery.files.data import load_test
+from lottery.params import load
 from lottery.ticket.graph import run
 
 pytestmark = pytest.mark.slow
@@ -89,6 +91,16 @@ def test_every_network_is_in_mlflow(short: Clone) -> None:
 
 def test_running_again_runs_nothing(short: Clone) -> None:
     assert "up to date" in short.run("dvc", "repro")
+
+
+def test_test_images_that_are_drawn_are_classified_as_before(short: Clone, monkeypatch: pytest.MonkeyPatch) -> None:
+    from test_demo import agreement  # which is skipped without gradio
+
+    monkeypatch.chdir(short.folder)
+    demo = Demo.of(load())
+    assert (demo.frame.side, demo.frame.fit) == (28, 20)
+    assert demo.frame.centre == pytest.approx((14, 14), abs=0.02)  # as LeCun et al. placed them
+    assert min(agreement(demo, Path("data/mnist.safetensors"), largest=15)) > 0.97
 
 
 @pytest.fixture(scope="module")

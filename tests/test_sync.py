@@ -64,7 +64,7 @@ RUNS = 28  # download, dense, 3 levels, evaluate, export, plot; 2 + 3 x 6 networ
 def test_a_digest_is_what_dvc_records(finished: Clone) -> None:
     lock = yaml.safe_load((finished.folder / "dvc.lock").read_text())
     outs = [out for entry in lock["stages"].values() for out in entry.get("outs", ())]
-    assert len(outs) == 9
+    assert len(outs) == 11
     for out in outs:
         assert digest(finished.folder / out["path"]) == out["md5"].removesuffix(".dir")
 

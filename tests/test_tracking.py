@@ -123,7 +123,7 @@ def test_the_evaluate_run_draws_accuracy_against_pruning(finished: Clone) -> Non
     folders = ("reports", "reports/tables")
     shown = {file.path for folder in folders for file in client.list_artifacts(run.info.run_id, folder)}
     tables = {f"reports/tables/{file.name}" for file in (finished.folder / "reports/tables").iterdir()}
-    assert shown == {"reports/metrics.json", "reports/tables"} | tables
+    assert shown == {"reports/compression.json", "reports/metrics.json", "reports/tables"} | tables
 
 
 def test_a_pipelines_runs_have_its_tag_and_name_and_a_note(finished: Clone) -> None:

@@ -24,7 +24,7 @@ from lottery.files.artifacts import load_contents, load_history, load_masks
 from lottery.params import Params
 from lottery.provenance import git
 from lottery.ticket import load as load_ticket
-from lottery.tracking.outputs import KEY, MissingError, Output
+from lottery.tracking.outputs import DIRTY, KEY, MissingError, Output
 from lottery.tracking.store import Content, Points, Store, is_deleted, metric, milliseconds
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ class Origin:
             tags.MLFLOW_SOURCE_NAME: stage,
             tags.MLFLOW_SOURCE_TYPE: "PROJECT",
             tags.MLFLOW_GIT_COMMIT: self.commit,
-            "lottery.dirty": "true" if self.commit and self.dirty else "",
+            DIRTY: "true" if self.commit and self.dirty else "",
             "lottery.experiment": self.experiment,
         }
         return {key: value for key, value in values.items() if value}
@@ -150,7 +150,7 @@ def simple(output: Output, folder: Path) -> Content:
         found = findings(output, folder)
         points, note = list(summary(found.levels)), notes.of_evaluation(found)
         params |= {f"verdict.{each['level']}": each["verdict"] for each in found.judged}
-        artifacts["reports"] = partial(_copy, [folder / "compression.json", folder / "metrics.json"])
+        artifacts["reports"] = partial(_copy, sorted(folder.glob("*.json")))
         artifacts["reports/tables"] = partial(_copy, sorted((folder / "tables").iterdir()))
     elif output.name == "export":
         from lottery.tracking import registry
@@ -174,6 +174,7 @@ def findings(output: Output, folder: Path) -> "Findings":
     return Findings(
         **{name: _table(folder, name) for name in TABLES},
         claims=(),
+        compression=(),
         warning="",
         settings={},
         iterations=output.params.iterations,
@@ -301,7 +302,7 @@ class Recorder:
 
     def __init__(self, store: Store, origin: Origin, restore: bool = False, is_current: bool = True) -> None:
         self.store = store
-        self.is_current = is_current  # its outputs are the workspace's, and no older revision's
+        self.is_current = is_current  # its outputs are the workspace's, and no other revision's or experiment's
         self.origin = origin
         self.restore = restore
         self.tally = Tally()
