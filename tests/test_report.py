@@ -163,7 +163,7 @@ def test_the_report_has_the_sizes_of_each_levels_ticket(finished: Clone) -> None
     section = page[page.index('id="sizes"') : page.index('id="arms"')]
     for each in found:
         times = found[0]["checkpoint"] / each["ticket"]
-        assert f"<div>{each['ticket']:,} ({times:.1f})</div>" in section
+        assert f"<div>{each['ticket'] / 1000:,.1f} ({times:.1f})</div>" in section
     assert "<code>lottery measure</code>" in section
 
 
