@@ -9,15 +9,21 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from io import StringIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import pytest
 import requests
 from clones import Clone, said
 from mlflow import MlflowClient
 from mlflow.entities import Run, ViewType
+from mlflow.entities.model_registry import ModelVersion
+from mlflow.tracking._tracking_service.utils import _artifact_repos_cache
+
+from lottery.cli import main
 
 os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
 PARENT = "mlflow.parentRunId"
@@ -111,6 +117,16 @@ def _files(folder: Path) -> dict[str, str]:
     }
 
 
+def versions(client: MlflowClient) -> dict[int, ModelVersion]:
+    """The versions of the registered ticket by their numbers."""
+    return {int(each.version): each for each in client.search_model_versions("name = 'lottery-ticket'")}
+
+
+def aliases(client: MlflowClient) -> dict[str, int]:
+    """The numbers of the versions of the registered ticket that have aliases."""
+    return {alias: int(number) for alias, number in client.get_registered_model("lottery-ticket").aliases.items()}
+
+
 def lose_the_store(clone: Clone) -> None:
     for path in clone.folder.glob("mlflow.db*"):
         path.unlink()
@@ -164,6 +180,22 @@ def sync(clone: Clone, *arguments: str, **variables: str) -> list[str]:
     done = _sync(clone, *arguments, **variables)
     assert (done.returncode, done.stderr) == (0, ""), done.stderr
     return done.stdout.splitlines()
+
+
+def command(clone: Clone, *arguments: str, code: int = 0, **variables: str) -> list[str]:
+    """The lines that `lottery` says in a clone, in this process, which has imported MLflow."""
+    _artifact_repos_cache.clear()  # by the ids of runs, which copies of a clone have in common
+    printed, errors = StringIO(), StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(printed), redirect_stderr(errors):
+        patch.chdir(clone.folder)
+        for variable in ("DVC_ROOT", "MLFLOW_TRACKING_URI"):
+            patch.delenv(variable, raising=False)
+        for variable, value in variables.items():
+            patch.setenv(variable, value)
+        ended = main(arguments)
+    told, other = (errors, printed) if code else (printed, errors)
+    assert (ended, other.getvalue()) == (code, ""), printed.getvalue() + errors.getvalue()
+    return told.getvalue().splitlines()
 
 
 def free_port() -> int:

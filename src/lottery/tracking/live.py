@@ -196,7 +196,9 @@ class StageRun:
         from lottery.tracking.store import Store
 
         store = Store(self._params.tracking.mlflow_experiment, self._watched)
-        self._recorder: Recorder = runs.Recorder(store, runs.origin_of_workspace(os.environ))
+        in_workspace = Path.cwd().resolve() == root().resolve()  # and not in an experiment's copy of it
+        origin = runs.origin_of_workspace(os.environ)
+        self._recorder: Recorder = runs.Recorder(store, origin, is_current=in_workspace)
         own = self._recorder.origin.tags(os.environ.get("DVC_STAGE", ""))
         named = self._recorder.origin.named
         self._attempt: Attempt = runs.Attempt(store.create(named(self._name), own, self._started))

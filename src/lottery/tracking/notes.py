@@ -52,9 +52,11 @@ def of_ticket(output: Output, ticket: Ticket) -> str:
     """The note of `export`."""
     facts = ticket.facts
     return (
-        f"Level `{facts.level}`, arm `{facts.arm}`, seed {facts.seed}, exported by pipeline {output.pipeline}: "
-        f"{ticket.kept:,} weights ({100 * ticket.density:.3g} %), {100 * facts.accuracy:.2f} % of the test images. "
-        f"`model_card.md`, here among the artifacts, says how it was made and how to use it."
+        f"Level {facts.level}, arm {facts.arm}, seed {facts.seed}: {100 * ticket.density:.3g} % of the weights of "
+        f"{facts.layout.shown} ({ticket.kept:,}), {100 * facts.accuracy:.2f} % of the test images of {facts.data} "
+        f"right. Exported by pipeline {output.pipeline}.\n\n"
+        "`ticket/model_card.md`, among the run's artifacts, says how it was made, what it can do and how to use it. "
+        "The folder `ticket` is an MLflow model, with `ticket.safetensors` and `ticket.onnx` in it."
     )
 
 

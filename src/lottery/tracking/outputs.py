@@ -17,6 +17,7 @@ from lottery.params import RECORDED, Params
 # One network, one identity: level, arm, seed and the DVC hash of the level's files. Written last: a run that has it is
 # complete, and what it shows is never changed.
 KEY = "lottery.key"
+DIRTY = "lottery.dirty"  # the commit of a run that has it is not all that it was made from
 PIPELINE = "lottery.pipeline."  # begins the tag of a pipeline's runs
 TABLES = "reports/tables"
 SECTIONS = ("network", "train", "prune")  # of params.yaml, of which each stage records its own

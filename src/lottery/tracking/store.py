@@ -17,26 +17,15 @@ from urllib.request import url2pathname
 
 import psutil
 from filelock import FileLock, Timeout
+from mlflow import MlflowClient
+from mlflow.entities import DatasetInput, Metric, Param, Run, RunTag, ViewType
+from mlflow.exceptions import MlflowException
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NOTE
 
 from lottery.evaluation.tables import DECIMALS
 from lottery.files.workplace import root, scratch
 from lottery.tracking.address import StoreError, is_sqlite, sqlite_path, sqlite_uri, tracking_uri
 from lottery.tracking.outputs import KEY
-
-# Set before mlflow is imported: nothing calls home, and a server that is down costs seconds, where MLflow's own
-# 7 retries of 120 s cost a quarter of an hour.
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "2")
-os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-os.environ.setdefault("PGCONNECT_TIMEOUT", "2")
-os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-# for each run of a server's it would print the address, with the password that it may have
-os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-
-from mlflow import MlflowClient
-from mlflow.entities import DatasetInput, Metric, Param, Run, RunTag, ViewType
-from mlflow.exceptions import MlflowException
-from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NOTE
 
 # Which process writes a run, while it does: its host, its id and when it started, as ids come again.
 PROCESS = "lottery.process"

@@ -23,6 +23,7 @@ from lottery.tracking.serve import connect
 from lottery.tracking.store import Store, is_deleted
 
 FILES = ("history.csv", "masks.safetensors")  # what a level's runs show; its weights are large and not among it
+WHOLE = ("evaluate", "export", "plot")  # stages of whose output all files are shown
 
 
 def sync(params: Params, revisions: Sequence[str] = (), all_commits: bool = False, restore: bool = False) -> list[str]:
@@ -178,8 +179,8 @@ class Revision:
                     place = folder / path.removeprefix(f"{entry.folder}/")
                     place.parent.mkdir(exist_ok=True)
                     self._files.get_file(f"{self._prefix}{path}", str(place))
-                for path, total in entry.outs.items() if len(entry.outs) > 1 else ():  # which git has
-                    place = folder / path.removeprefix(f"{entry.folder}/")
+                for path, total in entry.outs.items() if entry.name in WHOLE else ():
+                    place = folder / Path(path).relative_to(entry.folder)
                     if not place.exists() or digest(place) != total:
                         raise MissingError(f"{path} of this commit is not what its dvc.lock records")
             except MissingError:
@@ -193,7 +194,7 @@ class Revision:
     def _paths(self, entry: Recorded) -> list[str]:
         if entry.name == "download":
             return []
-        if len(entry.outs) == 1:
+        if entry.name not in WHOLE:
             return [f"{entry.folder}/{name}" for name in FILES]
         found = (path for out in entry.outs for path in self._files.find(f"{self._prefix}{out}"))
         return [path.removeprefix(self._prefix) for path in found]
