@@ -1,5 +1,6 @@
 """What the stage `export` and `lottery export` write: which network, with which accuracy, and its card."""
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import lottery
 import lottery.ticket
 from lottery import LotteryError
 from lottery.files.data import load_test
+from lottery.files.sealed import seal_folder
 from lottery.ticket.graph import run
 from lottery.ticket.workspace import chosen_level
 from lottery.trained import export as write
@@ -140,6 +142,10 @@ def test_the_card_says_what_the_tables_say_and_its_code_runs(finished: Clone, mo
     assert f"{100 * facts.accuracy:.2f} % of the 359 test images (95 % Wilson interval over them: " in card
     assert f"| of all seeds | {100 * own['test_accuracy'].mean():.2f} % (95 % t interval over 2 seeds: " in card
     assert f"`{facts.level_digest}` in dvc.lock" in card
+    assert "each time after training, by the\ncriterion `magnitude`: the smallest weights went." in card
+    sizes = json.loads((finished.folder / "reports/compression.json").read_text())
+    (size,) = [each["ticket"] for each in sizes if (each["level"], each["seed"]) == (facts.level, facts.seed)]
+    assert size == (folder / "ticket.safetensors").stat().st_size
     assert f"| `ticket.onnx` | {(folder / 'ticket.onnx').stat().st_size:,} |" in card
     assert "gives the classes of the masked network" in card
     assert not re.search(r"nan|None|\{\{|\}\}|\d{4}-\d\d-\d\d", card)
@@ -156,10 +162,13 @@ def test_the_card_says_what_the_tables_say_and_its_code_runs(finished: Clone, mo
 def test_the_readmes_lines_on_tickets_run(finished: Clone, monkeypatch: pytest.MonkeyPatch) -> None:
     codes = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
     (code,) = [text for text in codes if "ticket.load" in text]
+    (module,) = [text for text in codes if "import compact" in text]
     monkeypatch.chdir(finished.folder)
     test = load_test(Path("data/digits.safetensors"))
     names: dict[str, Any] = {"images": test.pixels.reshape(-1, 8, 8).numpy()}
-    exec(code, names)
+    exec(f"{code}\n{module}", names)
+    images = test.pixels.reshape(-1, 8, 8)
+    assert np.allclose(names["module"](images).detach().numpy(), names["ticket"].logits(images.numpy()), atol=1e-4)
     assert float((names["classes"] == test.labels.numpy()).mean()) == pytest.approx(names["ticket"].facts.accuracy)
 
 
@@ -184,14 +193,30 @@ def test_changing_what_is_exported_runs_export_alone(clone: Clone) -> None:
         (("p50", None, 7, "new"), "level p50, ticket, seed 7: no such network; p50 has ticket 0, ticket 1, "),
         (("p50", None, None, "reports"), "--to reports: is there already; name an empty folder, or a new one"),
         (("p50", None, None, "README.md"), "--to README.md: is there already; name an empty folder, or a new one"),
+        (("p50", None, None, "link"), "--to link: is there already; name an empty folder, or a new one"),
+        (("p50", None, None, "README.md/x"), "--to README.md/x: cannot be made ("),
+        (("p50", None, None, "x" * 300), f"--to {'x' * 300}: cannot be made ("),
+        (("p50", None, None, "a\0b"), "--to a\0b: cannot be made ("),
     ],
 )
 def test_what_cannot_be_exported_is_one_line(here: Clone, arguments: tuple[Any, Any, Any, str], line: str) -> None:
     before = here.files("tickets") | here.files("reports")
+    Path("link").symlink_to("nowhere")
     with pytest.raises(LotteryError, match=f"^{re.escape(line)}"):
         write(*arguments[:3], Path(arguments[3]))
     assert not Path("new").exists()
     assert here.files("tickets") | here.files("reports") == before
+
+
+def test_an_empty_folder_is_filled_and_what_lies_beside_it_stays(here: Clone, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("new", ".new.old", ".new.new"):
+        Path(name).mkdir()
+    Path(".new.old/mine").touch()
+    monkeypatch.chdir("new")
+    monkeypatch.setenv("DVC_ROOT", str(here.folder))
+    write("p50", None, None, Path())
+    assert sorted(path.name for path in Path().iterdir()) == FILES
+    assert Path("../.new.old/mine").exists()
 
 
 def test_a_mistake_is_one_line_of_the_command(here: Clone) -> None:
@@ -200,9 +225,23 @@ def test_a_mistake_is_one_line_of_the_command(here: Clone) -> None:
 
 
 def test_a_network_that_was_not_evaluated_is_one_line(here: Clone) -> None:
-    Path("reports/tables/networks.csv").write_text("level,arm,seed\n")
+    table = Path("reports/tables/networks.csv")
+    table.write_text("level,arm,seed,test_accuracy\n")
+    with pytest.raises(LotteryError, match=r"^.*reports/tables/networks.csv: not what SHA256SUMS beside it says; "):
+        export("p50")
+    seal_folder(table.parent)
     line = r"^reports/tables/networks.csv: has no p50 ticket \d; `dvc repro` makes it$"
     with pytest.raises(LotteryError, match=line):
         export("p50")
-    (line,) = run_stage(here, "export", "export", code=2)
-    assert line.startswith("reports/tables/networks.csv: not what SHA256SUMS beside it says; ")
+    (told,) = run_stage(here, "export", "export", code=2)
+    assert told.startswith("reports/tables/networks.csv: has no p")
+
+
+def test_a_level_that_was_trained_since_it_was_evaluated_is_one_line(here: Clone) -> None:
+    table = pd.read_csv("reports/tables/networks.csv")
+    table.loc[table["level"] == "p50", "test_accuracy"] -= 0.01
+    table.to_csv("reports/tables/networks.csv", index=False)
+    seal_folder(Path("reports/tables"))
+    line = r"^reports/tables/networks.csv: has p50 ticket \d at .*; `dvc repro evaluate` makes it anew$"
+    with pytest.raises(LotteryError, match=line):
+        export("p50")

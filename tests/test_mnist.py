@@ -3,8 +3,10 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
+import torch
 import yaml
 from clones import ROOT, Clone
 from mlflow import MlflowClient
@@ -14,6 +16,7 @@ from lottery.demo.page import Demo
 from lottery.files.data import load_test
 from lottery.params import load
 from lottery.ticket.graph import run
+from lottery.ticket.modules import masked
 
 pytestmark = pytest.mark.slow
 
@@ -87,6 +90,22 @@ def test_every_network_is_in_mlflow(short: Clone) -> None:
     experiment = client.get_experiment_by_name("lottery-tickets")
     runs = client.search_runs([experiment.experiment_id], "metrics.test_accuracy > 0.9 and params.dataset = 'mnist'")
     assert len(runs) == 14
+
+
+def test_the_compact_network_gives_the_masked_ones_classes_on_all_test_images(short: Clone) -> None:
+    ticket = lottery.ticket.load(short.folder / "tickets/ticket.safetensors")
+    images = load_test(short.folder / "data/mnist.safetensors").pixels.reshape(-1, 28, 28)
+    with torch.no_grad():
+        expected = masked(ticket)(images).numpy()
+    assert len(expected) == 10_000
+    for logits in (
+        ticket.logits(images.numpy()),
+        run((short.folder / "tickets/ticket.onnx").read_bytes(), images.numpy()),
+    ):
+        assert (logits.argmax(1) == expected.argmax(1)).all()
+        assert np.abs(logits - expected).max() < 1e-4
+    card = (short.folder / "tickets/model_card.md").read_text()
+    assert "On all 10,000 test images `ticket.onnx` gives the classes of the masked network" in card
 
 
 def test_running_again_runs_nothing(short: Clone) -> None:

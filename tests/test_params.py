@@ -445,7 +445,8 @@ def test_validation_leaves_at_least_one_batch(validation: int, line: str | None)
 def test_a_level_has_a_plain_name(name: str, shown: str) -> None:
     assert mistakes(default_with((CHAIN, f"  {name}: {{sparsity: 0.5, parent: dense}}\n"))) == [
         f"params.yaml: levels: {shown} is not a name for a level: "
-        'make it a text of up to 100 of a-z, 0-9 and "-" that begins with a letter or digit, other than "dense"'
+        'make it a text of up to 100 of a-z, 0-9 and "-" that begins with a letter or digit, other than '
+        "auto, dense, download, evaluate, export and plot"
     ]
 
 

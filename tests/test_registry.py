@@ -8,6 +8,7 @@ import sqlite3
 import sys
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
@@ -22,10 +23,13 @@ from stores import address, aliases, command, name, run_stage, runs, serving, st
 
 import lottery.ticket
 from lottery.files.data import load_test
+from lottery.ticket.format import content
+from lottery.ticket.graph import graph
 from lottery.tracking import registry
 from lottery.tracking.store import Store
 
 NAME = "lottery-ticket"
+GRAPH, TICKET, CARD = "artifacts/ticket.onnx", "artifacts/ticket.safetensors", "model_card.md"
 FILES = {
     "MLmodel",
     "artifacts/ticket.onnx",
@@ -335,12 +339,21 @@ def test_where_nothing_is_registered_the_line_says_what_registers(clone: Clone) 
     assert aliases(client) == {"candidate": 1}
 
 
-def exchange(file: str) -> Callable[[Path, Path], None]:
-    """Put the file of another version in the place of a version's."""
-    return lambda model, other: shutil.copy(other / file, model / file)
+def negate(model: Path) -> None:
+    """Put the graph of another network in the place of the ticket's: the classes that it found the least likely."""
+    ticket = lottery.ticket.load(model / TICKET)
+    values = {name: value * (-1 if name.startswith("output.") else 1) for name, value in ticket.values.items()}
+    (model / GRAPH).write_bytes(graph(replace(ticket, values=values)))
 
 
-def misstate(model: Path, other: Path) -> None:
+def overstate(model: Path) -> None:
+    """Have the ticket claim another accuracy than its own, in a file that is whole."""
+    ticket = lottery.ticket.load(model / TICKET)
+    claimed = replace(ticket.facts, accuracy=ticket.facts.accuracy + 0.02)
+    (model / TICKET).write_bytes(content(replace(ticket, facts=claimed)))
+
+
+def misstate(model: Path) -> None:
     """Have the card claim another accuracy."""
     card = (model / "model_card.md").read_text()
     changed = card.replace("| accuracy | ", "| accuracy | 1")
@@ -348,42 +361,53 @@ def misstate(model: Path, other: Path) -> None:
     (model / "model_card.md").write_text(changed)
 
 
-def truncate(file: str) -> Callable[[Path, Path], None]:
-    return lambda model, other: os.truncate(model / file, 300)
+def truncate(file: str) -> Callable[[Path], None]:
+    return lambda model: os.truncate(model / file, 300)
 
 
-def remove(file: str) -> Callable[[Path, Path], None]:
-    return lambda model, other: (model / file).unlink() if file else shutil.rmtree(model)
+def remove(file: str) -> Callable[[Path], None]:
+    return lambda model: (model / file).unlink() if file else shutil.rmtree(model)
 
 
-GRAPH, TICKET, CARD = "artifacts/ticket.onnx", "artifacts/ticket.safetensors", "model_card.md"
 ALTERED = {
-    "another graph": (exchange(GRAPH), "gets "),
-    "another ticket": (exchange(TICKET), "gets "),
-    "another card": (exchange(CARD), "gets "),
-    "a card that misstates": (misstate, "gets "),
+    "another graph": (negate, "gets "),
+    "a ticket that claims more": (overstate, "gets "),
+    "a card that claims more": (misstate, "gets "),
     "half a card": (truncate(CARD), "gets "),
     "half a graph": (truncate(GRAPH), "PLACE cannot be used ([ONNXRuntimeError] "),
     "half a ticket": (truncate(TICKET), f"PLACE cannot be used (ticket/{TICKET}: truncated or altered; "),
     "no graph": (remove(GRAPH), f"PLACE cannot be used ([Errno 2] No such file or directory: 'ticket/{GRAPH}'); "),
     "no ticket": (remove(TICKET), f"PLACE cannot be used (ticket/{TICKET}: cannot be read: No such file or directory"),
     "no card": (remove(CARD), f"PLACE cannot be used ([Errno 2] No such file or directory: 'ticket/{CARD}'); "),
+    "no code": (
+        remove("served.py"),
+        "PLACE cannot be used ([Errno 2] No such file or directory: 'ticket/served.py'); ",
+    ),
     "no files": (remove(""), "PLACE cannot be used (Failed to download artifacts from path 'ticket', please ensure "),
 }
 
 
 @pytest.mark.parametrize(("alter", "what"), ALTERED.values(), ids=ALTERED)
 def test_a_version_whose_files_were_altered_is_refused(
-    changed: Clone, alter: Callable[[Path, Path], None], what: str
+    changed: Clone, alter: Callable[[Path], None], what: str
 ) -> None:
-    model, other = relocated(changed, 2), relocated(changed, 1)
-    alter(model, other)
+    model = relocated(changed, 2)
+    alter(model)
     line = refusal(changed, "promote", "2")
     assert line.startswith(f"lottery-ticket version 2: {what.replace('PLACE', model.as_uri())}")
     assert ".lottery/tmp" not in line
     remedy = "remove that folder, and `lottery sync` makes it anew (of an older ticket, `lottery sync --rev COMMIT`)"
     assert line.endswith(f"; {remedy}")
     assert aliases(store(changed)) == {"candidate": 2, "champion": 1}
+
+
+def test_a_version_that_is_no_ticket_is_refused(clone: Clone) -> None:
+    client = store(clone)
+    run = client.create_run("0").info.run_id
+    client.create_model_version(NAME, f"runs:/{run}/model", run)
+    line = "lottery-ticket version 2: it is no ticket that this project exported; choose another version"
+    assert refusal(clone, "promote", "2") == line
+    assert aliases(client) == {"candidate": 1}
 
 
 @pytest.mark.parametrize(("number", "how"), [(2, ["sync"]), (1, ["sync", "--rev", "HEAD~1"])])
@@ -428,6 +452,8 @@ def test_a_moved_folder_still_has_its_champion_to_serve(changed: Clone, tmp_path
     moved = Clone(tmp_path / "moved")
     changed.folder.rename(moved.folder)
     command(moved, "promote", "champion")
+    run = store(moved).get_run(versions(store(moved))[1].run_id)
+    assert run.info.artifact_uri.startswith(f"{moved.folder.as_uri()}/mlartifacts/")
     assert (predictions(moved, "champion") == before).all()
 
 

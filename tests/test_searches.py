@@ -86,4 +86,4 @@ def test_a_ticket_is_loaded(
 
 
 def test_every_snippet_in_the_readme_is_run_here() -> None:
-    assert (len(SNIPPETS), len(SEARCHES)) == (5, 3)
+    assert (len(SNIPPETS), len(SEARCHES)) == (6, 3)

@@ -58,6 +58,7 @@ MOST_MEMORY = 1000  # GB, of the networks that are trained together
 MOST_GUESSES = 300  # words among which a person may have meant one
 MOST_LINES = 10  # of mistakes told at once
 MOST_CHARACTERS = 300  # of such a line
+NO_LEVELS = ("auto", "dense", "download", "evaluate", "export", "plot")  # which mean something else
 HOST_AND_PORT = r"[^\s/:]+:[0-9]{1,5}"
 
 CONTINUED = [name for name, arm in ARMS.items() if arm.goes_on]
@@ -153,7 +154,7 @@ def _excess_depth(layers: tuple[int, ...]) -> Iterator[Mistake]:
 
 
 def _check_name(name: str) -> str:
-    if name == "dense" or not re.fullmatch("[a-z0-9][a-z0-9-]{0,99}", name):
+    if name in NO_LEVELS or not re.fullmatch("[a-z0-9][a-z0-9-]{0,99}", name):
         raise ValueError(name)
     return name
 
@@ -167,7 +168,7 @@ LevelName = Annotated[
     AfterValidator(_check_name),
     Is(
         'a name for a level: make it a text of up to 100 of a-z, 0-9 and "-" that begins with a letter or digit, other '
-        'than "dense"'
+        f"than {', '.join(NO_LEVELS[:-1])} and {NO_LEVELS[-1]}"
     ),
 ]
 

@@ -1,5 +1,6 @@
 """A trained network as a torch module, for whoever goes on with it: `lottery.load`."""
 
+import shutil
 from pathlib import Path
 
 from dvc.api import DVCFileSystem
@@ -11,7 +12,7 @@ from lottery.core.images import Scaling
 from lottery.core.stack import Masks, Stack
 from lottery.files.artifacts import load_contents, load_masks, load_parameters
 from lottery.files.data import load_split, load_test
-from lottery.files.workplace import replacing, root, scratch
+from lottery.files.workplace import root, scratch
 from lottery.params import Params
 from lottery.provenance import git
 from lottery.ticket.export import export as write
@@ -76,14 +77,19 @@ def export(
     """
     p, arm = _made(root(), level), arm or ("dense" if level == "dense" else ARM)
     models = root() / "models" / level
-    if to.exists() and (not to.is_dir() or any(to.iterdir())):
-        raise LotteryError(f"--to {to}: is there already; name an empty folder, or a new one")
     if seed is None and arm in load_contents(models).rows.arms:
         seed = best_seed(models, arm)
     _row(models, arm, seed or 0)
-    with replacing(to) as folder:
-        folder.mkdir()
-        return write(folder, p, root(), level, (arm, seed or 0), "half" if half else "float32", initialization)
+    try:
+        if to.is_symlink() or (to.exists() and (not to.is_dir() or any(to.iterdir()))):
+            raise LotteryError(f"--to {to}: is there already; name an empty folder, or a new one")
+        to.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:
+        raise LotteryError(f"--to {to}: cannot be made ({error}); name another folder") from error
+    with scratch() as folder:
+        ticket = write(folder, p, root(), level, (arm, seed or 0), "half" if half else "float32", initialization)
+        shutil.copytree(folder, to, dirs_exist_ok=True)
+    return ticket
 
 
 def _made(folder: Path, level: str, rev: str = "") -> Params:

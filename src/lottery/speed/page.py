@@ -46,7 +46,7 @@ def answer(table: pd.DataFrame) -> list[str]:
     worst = tickets.loc[tickets["ratio"].idxmin()]
     if worst["ratio_high"] < 1 / GAIN:
         said.append(
-            f"With many weights left it costs time: with {_images(worst['batch'])} at once, {worst['form']} at "
+            f"At worst it costs time: with {_images(worst['batch'])} at once, {worst['form']} at "
             f"{worst['level']}, which keeps {as_percent(100 * worst['density'])}, takes {1 / worst['ratio']:.1f} times "
             f"as long as dense."
         )

@@ -203,7 +203,7 @@ def measure_sizes(p: Params, networks: pd.DataFrame) -> list[dict[str, Any]]:
         arm = "dense" if level == "dense" else ARM
         if arm in p.arms(level):
             seed = best_seed(MODELS / level, arm)
-            accuracy = float(accuracies[level, arm, seed])
+            accuracy = round(float(accuracies[level, arm, seed]), reports.DECIMALS)
             entries.append(sizes(ticket_of(MODELS / level, (arm, seed), accuracy, p.data.name, scaling)))
     return entries
 

@@ -12,7 +12,7 @@ from scipy.stats import binomtest
 from lottery.core.arms import ARMS
 from lottery.core.layout import CLASSES
 from lottery.evaluation.statistics import interval
-from lottery.plan import Plan
+from lottery.plan import BEFORE_TRAINING, Plan
 from lottery.ticket.sizes import adds, checkpoint
 from lottery.ticket.ticket import Ticket
 
@@ -29,7 +29,7 @@ class Evaluated:
     """The results of a network beside its files."""
 
     networks: pd.DataFrame  # rows of reports/tables/networks.csv of its level and arm, one per seed
-    verdict: str  # on the level; empty where there is none
+    verdict: Mapping[str, str]  # the level's row of reports/tables/verdicts.csv; empty where there is none
     images: int  # test images
     right: int  # of which it gets right
     differing: int  # whose class differs between ticket.onnx and the masked network
@@ -47,19 +47,23 @@ def card(ticket: Ticket, p: Plan, evaluated: Evaluated, graph: bytes, file: byte
     )
     facts, multiply = ticket.facts, adds(ticket)
     own: Mapping[str, Any] = evaluated.networks.set_index("seed").loc[facts.seed]
+    start = f"at iteration {p.prune.rewind}" if p.prune.rewind else "before training"
     wilson = binomtest(evaluated.right, evaluated.images).proportion_ci(method="wilson")
     return environment.get_template("card.md.j2").render(
         facts=facts,
         density=f"{100 * ticket.density:.3g} %",
         kept=ticket.kept,
-        what=ARMS[facts.arm].what.format(start="initial weights") if facts.arm in ARMS else "nothing pruned",
-        rewind=p.prune.rewind,
+        what=ARMS[facts.arm].what.format(start=f"weights {start}") if facts.arm in ARMS else "nothing is pruned",
+        start=start,
+        path=p.path(facts.level),
+        criterion=p.criterion(facts.level) if facts.level != "dense" else "",
+        untrained=facts.level != "dense" and p.criterion(facts.level) in BEFORE_TRAINING,
         classes=CLASSES,
         accuracy=f"{100 * facts.accuracy:.2f} %",
         images=evaluated.images,
         wilson=f"{100 * wilson.low:.2f} to {100 * wilson.high:.2f} %",
         of_seeds=_of_seeds(100 * evaluated.networks["test_accuracy"]),
-        verdict=evaluated.verdict or "none",
+        verdict=_verdict(evaluated.verdict),
         stopped=int(own["early_stopping_iteration"]),
         censored=bool(own["censored"]),
         iterations=p.iterations,
@@ -71,6 +75,12 @@ def card(ticket: Ticket, p: Plan, evaluated: Evaluated, graph: bytes, file: byte
         values=values,
         licence=LICENCES[facts.data],
     )
+
+
+def _verdict(row: Mapping[str, str]) -> str:
+    if not row:
+        return "none"
+    return row["verdict"] + ", but not after Holm's adjustment over the levels" * (row["survives_holm"] == "no")
 
 
 def _of_seeds(accuracies: pd.Series) -> str:

@@ -18,6 +18,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -29,12 +30,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from lottery import LotteryError
-from lottery.core.layout import Layout, described, description
+from lottery.core.layout import Layout, Piece, described, description
 from lottery.ticket.ticket import Facts, Ticket
 
 VERSION = 1
 MOST_WEIGHTS = 2**27  # of a network that is read: half a gigabyte of float32
 MOST_LAYERS = 100
+MOST_BYTES = 10 * MOST_WEIGHTS  # of a file: values, initial values and gaps, and as much again for its header
 LONG = 255  # the gap that has no kept weight after it
 TYPES = {"float32": np.float32, "half": np.float16}
 ValueType = Literal["float32", "half"]
@@ -69,13 +71,16 @@ def load(path: str | Path) -> Ticket:
     Raises LotteryError where the file is missing, truncated or altered, of a newer version, or no ticket.
     """
     try:
-        Path(path).open("rb").close()
+        with Path(path).open("rb") as opened:
+            if os.fstat(opened.fileno()).st_size > MOST_BYTES:
+                raise _BrokenError(f"it has more than {MOST_BYTES} bytes, which no ticket has that can be read")
         with safe_open(path, framework="np") as file:
             said = json.loads((file.metadata() or {}).get("lottery", "{}"))
-            if not isinstance(said, dict) or not isinstance(said.get("version"), int):
+            if not isinstance(said, dict) or type(said.get("version")) is not int or said["version"] < 1:
                 raise _BrokenError("it is no ticket; `lottery export` writes one")
             if said["version"] > VERSION:
                 raise _BrokenError(f"its format is version {said['version']}, and this code reads {VERSION}; update it")
+            _check_shapes(said["facts"]["shapes"], said["facts"]["layout"])  # before anything is made of them
             return _ticket(said, {name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118  # no mapping
     except _BrokenError as error:
         raise LotteryError(f"{path}: {error}") from error
@@ -90,36 +95,53 @@ def _ticket(said: dict[str, Any], arrays: dict[str, Array]) -> Ticket:
         raise _BrokenError("truncated or altered; `lottery export` writes it anew")
     facts = said["facts"]
     shapes = facts.pop("shapes")
-    # before anything is made of them: a file of a kilobyte could ask for a terabyte
-    weights = sum(math.prod(shape) for shape in shapes.values())
-    if len(shapes) > MOST_LAYERS or not 0 < weights <= MOST_WEIGHTS:
-        raise _BrokenError(f"it names {weights} weights in {len(shapes)} layers; at most {MOST_WEIGHTS} are read")
     layout = described(**facts.pop("layout"))
     if _shapes(layout) != shapes:
         raise _BrokenError("its shapes are not those of its network")
     known = Facts(layout=layout, **facts | {"image": tuple(facts["image"])})
+    numbers = (known.sparsity, known.accuracy, known.shift, known.scale)
+    if not all(isinstance(number, int | float) and math.isfinite(number) for number in numbers) or known.scale <= 0:
+        raise _BrokenError(f"of sparsity, accuracy, shift and scale one is no number that may be: {numbers}")
     if math.prod(known.image) != layout.inputs:
         raise _BrokenError(f"its network reads {layout.inputs} pixels, and its images are {list(known.image)}")
+    own = ("values", "bits", "gaps", "bias", "initial_values", "initial_bias")
+    if strangers := arrays.keys() - {f"{piece.layer}.{name}" for piece in layout.weights for name in own}:
+        raise _BrokenError(f"it has the tensor {min(strangers)}, which no ticket has")
     values: dict[str, Array] = {}
     initial: dict[str, Array] = {}
     masks: dict[str, Array] = {}
     for weight, bias in zip(layout.weights, layout.biases, strict=True):
         layer = weight.layer
         masks[weight.name] = mask = _mask(layer, weight.size, arrays).reshape(weight.shape)
-        values |= _values(mask, weight.name, bias.name, arrays[f"{layer}.values"], arrays[bias.name])
+        values |= _values(mask, weight, bias, arrays[f"{layer}.values"], arrays[bias.name])
         if f"{layer}.initial_values" in arrays:
             before = arrays[f"{layer}.initial_values"], arrays[f"{layer}.initial_bias"]
-            initial |= _values(mask, weight.name, bias.name, *before)
+            initial |= _values(mask, weight, bias, *before)
     return Ticket(known, values, masks, initial or None)
 
 
-def _values(mask: Array, weight: str, bias: str, kept: Array, biases: Array) -> dict[str, Array]:
+def _check_shapes(shapes: dict[str, list[int]], layout: dict[str, Any]) -> None:
+    """Refuse what would take memory or time without an end: a file of a kilobyte can name a terabyte."""
+    sizes = [size for shape in [*shapes.values(), layout.get("sizes", [])] for size in shape]
+    if len(shapes) > MOST_LAYERS or len(sizes) > 5 * MOST_LAYERS or not all(type(size) is int for size in sizes):
+        named = f"{len(shapes)} layers and {len(sizes)} sizes"
+        raise _BrokenError(f"it names {named}; at most {MOST_LAYERS} layers are read, and sizes are whole numbers")
+    if not all(0 < size <= MOST_WEIGHTS for size in sizes):
+        raise _BrokenError(f"it names a size that is not from 1 to {MOST_WEIGHTS}")
+    if (weights := sum(map(math.prod, shapes.values()))) > MOST_WEIGHTS:
+        raise _BrokenError(f"it names {weights} weights; at most {MOST_WEIGHTS} are read")
+
+
+def _values(mask: Array, weight: Piece, bias: Piece, kept: Array, biases: Array) -> dict[str, Array]:
     """A layer's weight and bias, from its kept weights."""
-    if kept.shape != (int(mask.sum()),) or biases.ndim != 1:
-        raise _BrokenError(f"{weight} has {mask.sum()} weights kept, and {kept.shape} values")
+    if kept.shape != (int(mask.sum()),) or biases.shape != bias.shape:
+        shapes = f"{list(kept.shape)} values and {list(biases.shape)} biases"
+        raise _BrokenError(f"{weight.name} has {mask.sum()} weights kept and {bias.size} biases, and {shapes}")
+    if not (np.isfinite(kept).all() and np.isfinite(biases).all()):
+        raise _BrokenError(f"{weight.name} has values that are no numbers")
     whole = np.zeros(mask.shape, np.float32)
     whole[mask] = kept
-    return {weight: whole, bias: biases.astype(np.float32)}
+    return {weight.name: whole, bias.name: biases.astype(np.float32)}
 
 
 def _places(mask: Array) -> dict[str, Array]:
@@ -141,6 +163,8 @@ def _mask(layer: str, size: int, arrays: Mapping[str, Array]) -> NDArray[np.bool
     gaps = arrays.get(f"{layer}.gaps")
     if gaps is None:
         return np.ones(size, bool)
+    if gaps.dtype != np.uint8:
+        raise _BrokenError(f"{layer}.gaps are {gaps.dtype}, not uint8")
     mask = np.zeros(size, bool)
     passed = np.cumsum(gaps.astype(np.int64) + (gaps < LONG))
     places = passed[gaps < LONG] - 1

@@ -22,7 +22,7 @@ OPSET, IR = 20, 10  # ONNX Runtime reads these since its version 1.17
 
 def graph(ticket: Ticket) -> bytes:
     """The bytes of a graph with the input ``images``, uint8 [N, *image], and the output ``logits``, float32 [N, C]."""
-    network = compact(ticket)
+    network = compact(ticket, sparse=0.0)  # ONNX has dense products alone
     made = _perceptron(network, ticket) if ticket.facts.layout.family == "perceptron" else _exported(network, ticket)
     return bytes(made.SerializeToString(deterministic=True))
 
@@ -77,8 +77,10 @@ def _exported(network: Network, ticket: Ticket) -> onnx.ModelProto:
         finally:
             exporter.setLevel(level)
     made: onnx.ModelProto = exported.model_proto  # type: ignore[union-attr]  # None is for another way of calling
-    for part in (made, made.graph, *made.graph.node, *made.graph.value_info, *made.graph.initializer):
+    own = made.graph
+    for part in (made, own, *own.node, *own.value_info, *own.initializer, *own.input, *own.output):
         del part.metadata_props[:]  # where in which file of this machine each node comes from
+    made.producer_name = made.producer_version = ""  # torch's build, which decides nothing here
     return made
 
 

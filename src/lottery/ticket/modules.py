@@ -66,7 +66,7 @@ def masked(ticket: Ticket) -> Network:
     return Network(family(ticket.facts.layout).module(stack(ticket)).eval(), _scaling(ticket))
 
 
-def compact(ticket: Ticket, sparse: float = 0.0) -> Network:
+def compact(ticket: Ticket, sparse: float = SPARSE) -> Network:
     """The network without what no output depends on; below the density ``sparse`` all its weights are sparse.
 
     A pixel that it does not read stays in, with weights 0, where leaving it out would save no time. Of another family

@@ -26,6 +26,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_GIT_COMMIT, MLFLOW_RUN_NOTE
 from lottery import LotteryError
 from lottery.files.data import load_test
 from lottery.files.workplace import root, scratch
+from lottery.plan import TRAINING_IMAGES
 from lottery.ticket.export import CARD, FILE, GRAPH
 from lottery.ticket.format import load
 from lottery.ticket.graph import run as run_graph
@@ -149,7 +150,10 @@ def _checked(store: Store, found: ModelVersion) -> Facts:
     name, run = f"{NAME} version {found.version}", _run_of(store, found)
     if run is None:
         raise LotteryError(f"{name}: its run is gone from MLflow; `lottery sync` registers the ticket that is here")
-    test = load_test(root() / "data" / f"{run.data.params['dataset']}.safetensors")
+    data = run.data.params.get("dataset")
+    if data not in TRAINING_IMAGES:
+        raise LotteryError(f"{name}: it is no ticket that this project exported; choose another version")
+    test = load_test(root() / "data" / f"{data}.safetensors")
     place = f"{run.info.artifact_uri}/{MODEL}"
     remedy = "remove that folder, and `lottery sync` makes it anew (of an older ticket, `lottery sync --rev COMMIT`)"
     with scratch() as folder:
@@ -157,6 +161,8 @@ def _checked(store: Store, found: ModelVersion) -> Facts:
             model = Path(store.call("download_artifacts", found.run_id, MODEL, str(folder)))
             facts = load(model / "artifacts" / FILE).facts
             card = (model / CARD).read_text(encoding="utf-8")
+            for file in (MLMODEL_FILE_NAME, SERVED.name):  # without which no server starts; nothing of them is run here
+                (model / file).read_text(encoding="utf-8")
             images = test.pixels.reshape(-1, *facts.image).numpy()
             logits = run_graph((model / "artifacts" / GRAPH).read_bytes(), images)
             accuracy = float((logits.argmax(1) == test.labels.numpy()).mean())
@@ -165,7 +171,8 @@ def _checked(store: Store, found: ModelVersion) -> Facts:
         except Exception as error:  # of MLflow, ONNX Runtime and the system, on whatever the files may be
             why = fault(error).replace(f"{folder}/", "").rstrip(".")
             raise LotteryError(f"{name}: {place} cannot be used ({why}); {remedy}") from error
-    if accuracy != facts.accuracy or f"| {100 * accuracy:.2f} % of the " not in card:
+    # another processor may put an image that lies between two classes into the other one
+    if abs(accuracy - facts.accuracy) > 1.5 / len(test) or f"| {100 * facts.accuracy:.2f} % of the " not in card:
         raise LotteryError(
             f"{name}: gets {100 * accuracy:.2f} % of the test images right, and {FILE} or {CARD} in {place} says "
             f"otherwise; {remedy}"

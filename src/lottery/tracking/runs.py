@@ -150,7 +150,8 @@ def simple(output: Output, folder: Path) -> Content:
         found = findings(output, folder)
         points, note = list(summary(found.levels)), notes.of_evaluation(found)
         params |= {f"verdict.{each['level']}": each["verdict"] for each in found.judged}
-        artifacts["reports"] = partial(_copy, sorted(folder.glob("*.json")))
+        files = [folder / "compression.json", folder / "metrics.json"]  # the first of later versions alone
+        artifacts["reports"] = partial(_copy, [file for file in files if file.exists()])
         artifacts["reports/tables"] = partial(_copy, sorted((folder / "tables").iterdir()))
     elif output.name == "export":
         from lottery.tracking import registry
@@ -308,7 +309,7 @@ class Recorder:
         self.tally = Tally()
 
     def simple(self, output: Output, attempt: Attempt | None = None) -> None:
-        """The run of `download`, `evaluate` or `plot`."""
+        """The run of `download`, `evaluate`, `export` or `plot`."""
         with self.store.lock():
             found = self._stage_run(output, attempt)
             wanted, bare = self._is_wanted(found, output.name), self._is_bare(found, LAST_ARTIFACT.get(output.name))
