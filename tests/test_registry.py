@@ -342,7 +342,8 @@ def test_where_nothing_is_registered_the_line_says_what_registers(clone: Clone) 
 def negate(model: Path) -> None:
     """Put the graph of another network in the place of the ticket's: the classes that it found the least likely."""
     ticket = lottery.ticket.load(model / TICKET)
-    values = {name: value * (-1 if name.startswith("output.") else 1) for name, value in ticket.values.items()}
+    last = ticket.facts.layout.weights[-1].layer
+    values = {name: -value if name.startswith(f"{last}.") else value for name, value in ticket.values.items()}
     (model / GRAPH).write_bytes(graph(replace(ticket, values=values)))
 
 

@@ -39,7 +39,7 @@ OUTPUTS = {
 }
 VICTIMS = ("dvc", "stage", "worker", "group")
 REPRO = ("dvc", "repro", "--no-run-cache")  # else DVC would restore what an earlier test made
-TRIALS = int(os.environ.get("LOTTERY_KILLS", 14))
+TRIALS = int(os.environ.get("LOTTERY_KILLS", 9))
 
 
 @dataclass(frozen=True)

@@ -96,10 +96,10 @@ def register(store: Store, run: Run, verdict: str, is_current: bool) -> None:
         except MlflowException as error:  # another machine was faster
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
-    known = {name: run.data.params[name] for name in ("level", "arm", "seed")}
+    known = {name: run.data.params[f"ticket.{name}"] for name in ("level", "arm", "seed")}
     known |= {
-        "density": f"{run.data.metrics['density']:.6g}",
-        "accuracy": f"{run.data.metrics['test_accuracy']:.6g}",
+        "density": f"{run.data.metrics['ticket/density']:.6g}",
+        "accuracy": f"{run.data.metrics['ticket/test_accuracy']:.6g}",
         "verdict": verdict,
         "commit": run.data.tags.get(MLFLOW_GIT_COMMIT, ""),
         "dirty": run.data.tags.get(DIRTY, ""),

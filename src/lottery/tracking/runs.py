@@ -157,9 +157,10 @@ def simple(output: Output, folder: Path) -> Content:
         from lottery.tracking import registry
 
         ticket = load_ticket(folder / "ticket.safetensors")
-        points = [("density", ticket.density, 0), ("test_accuracy", ticket.facts.accuracy, 0)]
+        # not by the names that a network's run has: searches for networks would find this one too
+        points = [("ticket/density", ticket.density, 0), ("ticket/test_accuracy", ticket.facts.accuracy, 0)]
         note = notes.of_ticket(output, ticket)
-        params |= {name: str(getattr(ticket.facts, name)) for name in ("level", "arm", "seed")}
+        params |= {f"ticket.{name}": str(getattr(ticket.facts, name)) for name in ("level", "arm", "seed")}
         artifacts["ticket"] = partial(registry.save, folder)
     else:
         note = notes.of_plot(output)
@@ -334,7 +335,7 @@ class Recorder:
         if run and not is_deleted(run):
             condition = f"tags.`{output.pipeline_tag}` = 'true' and tags.{tags.MLFLOW_SOURCE_NAME} = 'evaluate'"
             evaluated = _first(self.store.search(condition))
-            verdict = evaluated.data.params.get(f"verdict.{run.data.params['level']}", "") if evaluated else ""
+            verdict = evaluated.data.params.get(f"verdict.{run.data.params['ticket.level']}", "") if evaluated else ""
             registry.register(self.store, run, verdict, self.is_current)
 
     def level(self, output: Output, attempt: Attempt | None = None) -> None:
