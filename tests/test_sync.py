@@ -138,7 +138,9 @@ def test_evaluate_makes_the_runs_of_levels_that_dvc_restored(clone: Clone) -> No
     lose_the_store(clone)
     clone.repro("--force", "--single-item", "evaluate")
     after = picture(store(clone))
-    assert after == {key: fields for key, fields in before.items() if not key.startswith(("download", "export", "plot"))}
+    assert after == {
+        key: fields for key, fields in before.items() if not key.startswith(("download", "export", "plot"))
+    }
 
 
 @pytest.mark.slow
