@@ -29,7 +29,7 @@ Fate = Literal["run", "restore", "skip"]
 
 FILE = Path(".lottery/outlook.json")  # where the stages find it, whose progress is the whole pipeline's too
 # of the time that importing torch and MLflow takes: what a stage of `lottery repro` needs beside its work
-FIXED = {"download": 1.0, "train": 0.7, "prune": 0.4, "evaluate": 0.8, "export": 1.5, "plot": 1.3}
+FIXED = {"download": 1.0, "train": 0.7, "prune": 0.4, "evaluate": 0.8, "export": 1.0, "plot": 1.3}
 RESTORED = 1.0  # seconds in which DVC checks a stage's results out
 JOINED = 2.0  # of the time that the imports take: in which a stage joins a cluster and workers import torch
 TESTED, TRAINED = 3, 2  # states of a network that `evaluate` measures on test images and on training images
