@@ -2,6 +2,7 @@
 
 import os
 import pty
+import shutil
 import subprocess
 import sys
 import termios
@@ -115,11 +116,7 @@ def test_what_dvcs_cache_has_would_be_restored(clone: Clone, monkeypatch: pytest
     assert _to_run(clone, monkeypatch) == set()
     clone.change(levels=SMALL["levels"])
     assert _to_run(clone, monkeypatch, "restore") == {"prune@p50", "prune@p75"}
-    assert _to_run(clone, monkeypatch) == {
-        "evaluate",
-        "export",
-        "plot",
-    }  # of all of `models`
+    assert _to_run(clone, monkeypatch) == {"evaluate", "export", "plot"}  # of all of `models`
     table = clone.run("lottery", "plan")
     fates = {line.split()[0]: line.split()[1] for line in table.splitlines() if line.split()[0] in STAGES}
     assert fates == dict.fromkeys(STAGES, "skip") | dict.fromkeys(
@@ -130,6 +127,16 @@ def test_what_dvcs_cache_has_would_be_restored(clone: Clone, monkeypatch: pytest
     table = clone.run("lottery", "plan")
     assert "in all: 12 networks, " in table
     assert "on 2, 4, 8 nodes like this one (run.engine: ray): " in table
+
+
+def test_a_clone_with_a_cache_and_without_outputs_has_them_restored(
+    clone: Clone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clone.commit("Results")
+    bare = Clone(tmp_path / "bare", clone.folder)
+    shutil.copytree(clone.folder / ".dvc/cache", bare.folder / ".dvc/cache")
+    assert _to_run(bare, monkeypatch, "restore") == {"download", "train", "prune@p50", "prune@p75", "prune@p80-at-once"}
+    assert "in all: 0 networks" in bare.run("lottery", "plan")
 
 
 def test_time_left_is_that_of_the_stage_and_of_the_pipeline(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -179,6 +180,7 @@ def _fate(stage: PipelineStage, above: set[Fate], restored: dict[str, Any]) -> F
     for dep in stage.deps:
         if dep.def_path in restored:
             dep.hash_info = restored[dep.def_path]
+            dep.get_hash = partial(getattr, dep, "hash_info")  # which looks for the file, and it is not here yet
         elif any(Path(dep.def_path) in Path(path).parents for path in restored):
             return "run"  # a folder of outputs, whose hash is not known yet
     cache = repo_cache(stage)
