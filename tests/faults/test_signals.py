@@ -64,6 +64,18 @@ def test_a_signal_is_one_line_whenever_it_comes(clone: Clone, module: str) -> No
     assert 130 in codes
 
 
+def test_an_interruption_in_the_midst_of_a_stage_says_how_to_go_on(finished: Clone) -> None:
+    code = "import signal; from lottery.stages import run; run(lambda: signal.raise_signal(signal.SIGINT))"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=finished.folder,
+        env=finished.environment | {"PYTHONPATH": "src"},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stderr) == (130, "interrupted; `dvc repro` starts this stage anew\n")
+
+
 def test_a_shell_that_ignores_a_signal_for_a_stage_has_its_way() -> None:
     code = "import signal; from lottery.stages import signals; signals.interrupt(); signal.raise_signal(signal.SIGHUP)"
     ignoring = f"import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN); {code}"

@@ -52,7 +52,7 @@ def _code(stage: Callable[[], None]) -> int:
     except LotteryError as error:
         return _complain(str(error), 2)
     except KeyboardInterrupt as interruption:
-        return _complain(f"interrupted; {interruption or '`dvc repro` starts this stage anew'}", 130)
+        return _complain(f"interrupted; {str(interruption) or '`dvc repro` starts this stage anew'}", 130)
     except Exception as error:
         line = faults.line(name, error)
         if line is None:
