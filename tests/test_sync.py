@@ -55,6 +55,7 @@ from lottery.tracking.sync import Workspace
 
 SERVE = "from lottery.tracking import serve; serve._serve = lambda port, told: print(told)\n"
 NAMES = ["download", "dense", "p50", "p75", "p80-at-once", "evaluate", "export", "plot"]
+NAMES = ["download", "dense", "p50", "p75", "p80-at-once", "evaluate", "export", "plot"]
 RUNS = 28  # download, dense, 3 levels, evaluate, export, plot; 2 + 3 x 6 networks
 
 
@@ -75,16 +76,7 @@ def test_dvc_lock_says_which_parameters_made_an_output(finished: Clone) -> None:
     params = load(finished.folder / "params.yaml")
     edited = params.model_copy(update={"train": params.train.model_copy(update={"learning_rate": 0.5})})
     entries = recorded((finished.folder / "dvc.lock").read_text(), edited)
-    assert [entry.name for entry in entries] == [
-        "download",
-        "dense",
-        "p50",
-        "p75",
-        "p80-at-once",
-        "evaluate",
-        "export",
-        "plot",
-    ]
+    assert [entry.name for entry in entries] == NAMES
     for entry in entries:
         assert entry.params.train == params.train
         assert entry.params.levels == params.levels
@@ -636,16 +628,7 @@ def test_the_view_of_a_pipeline_of_more_runs_than_a_page_shows_has_its_stages(cl
     tags = client.get_experiment_by_name("lottery-tickets").tags
     view = tags["mlflow.sharedViewState." + told.strip().rpartition("=")[2]]
     found = runs(client, json.loads(json.loads(view)["state"])["searchFilter"])
-    assert [name(run) for run in found] == [
-        "download",
-        "dense",
-        "p50",
-        "p75",
-        "p80-at-once",
-        "evaluate",
-        "export",
-        "plot",
-    ]
+    assert [name(run) for run in found] == NAMES
 
 
 @pytest.mark.slow

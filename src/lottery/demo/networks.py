@@ -18,7 +18,7 @@ from lottery.params import Params
 from lottery.stages.levels import check_level
 from lottery.ticket.modules import masked
 from lottery.ticket.ticket import Ticket
-from lottery.ticket.workspace import ARM, best_seed, ticket_of
+from lottery.ticket.workspace import best_networks, ticket_of
 
 MODELS, TABLE = Path("models"), Path("reports/tables/networks.csv")
 FEW, MOST = np.array([13, 27, 42]), np.array([64, 150, 220])  # colours of a pixel with one connection, with the most
@@ -80,13 +80,12 @@ def load_networks(p: Params, scaling: Scaling) -> list[Network]:
 
     Raises LotteryError where an output is missing.
     """
-    arms = {"dense": "dense"} | {level: ARM for level in p.order if ARM in p.arms(level)}
-    for level in arms:
+    for level in ("dense", *p.order):
         check_level(p, level)
     if not TABLE.exists():
         raise LotteryError(f"{TABLE}: missing; {MISSING}")
     accuracies = load_table(TABLE).set_index(["level", "arm", "seed"])["test_accuracy"].to_dict()
-    rows = [(level, arm, best_seed(MODELS / level, arm)) for level, arm in arms.items()]
+    rows = [(level, *network) for level, network in best_networks(p, MODELS).items()]
     for row in rows:
         if row not in accuracies:
             raise LotteryError(f"{TABLE}: has no {' '.join(map(str, row))}; `dvc repro` makes it anew")

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import jinja2
 import numpy as np
 from scipy.special import softmax
 
@@ -14,19 +13,14 @@ from lottery.demo.frame import Frame, Pixels, as_address, as_ink
 from lottery.demo.networks import Network, load_networks
 from lottery.files.data import TORCHVISION_CLASSES, load_split, torchvision_datasets
 from lottery.params import Params
+from lottery.templates import environment
 
 if TYPE_CHECKING:
     from gradio import Blocks
 
 HERE = Path(__file__).parent
 MEASURED = 10_000  # images that the frame is measured on
-TEMPLATE = jinja2.Environment(
-    loader=jinja2.FileSystemLoader(HERE),
-    autoescape=True,
-    trim_blocks=True,
-    lstrip_blocks=True,
-    undefined=jinja2.StrictUndefined,
-).get_template("page.html.j2")
+TEMPLATE = environment(HERE).get_template("page.html.j2")
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,6 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jinja2
 import pandas as pd
 import yaml
 from PIL import Image
@@ -25,6 +24,7 @@ from lottery.evaluation.statistics import by_level
 from lottery.evaluation.verdicts import UNDECIDED, WINNING
 from lottery.report.drawing import as_percent, number, percent
 from lottery.report.figures import FIGURES
+from lottery.templates import environment
 
 COMPARISONS = {  # the columns of the table of verdicts: a condition of each comparison
     "ticket − dense, points": "equal",
@@ -192,18 +192,12 @@ def _counted(verdicts: Sequence[str]) -> str:
 
 def render(findings: Findings, figures: Path, threads: int = 1) -> str:
     """The page, with the figures of that folder inside it, which so many threads compress."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    environment.filters |= {"claimed": claimed, "percent": percent}
+    templates = environment(Path(__file__).parent)
+    templates.filters |= {"claimed": claimed, "percent": percent}
     names = [name for name in FIGURES if name not in REPEATED and (figures / f"{name}.png").exists()]
     with ThreadPoolExecutor(threads) as pool:
         pictures = list(pool.map(lambda name: _picture(figures / f"{name}.png"), names))
-    return environment.get_template("page.html.j2").render(
+    return templates.get_template("page.html.j2").render(
         findings=findings,
         answer=answer(findings),
         comparisons=list(COMPARISONS),

@@ -26,7 +26,7 @@ from lottery.speed import page
 from lottery.stages.levels import MODELS, check_level
 from lottery.ticket import Ticket, graph, modules
 from lottery.ticket.export import TOLERANCE
-from lottery.ticket.workspace import ARM, best_seed, ticket_of
+from lottery.ticket.workspace import ARM, best_networks, ticket_of
 
 TABLE, PAGE = Path(".lottery/speed.csv"), Path(".lottery/speed.html")
 BATCHES = (1, 32, 256)  # images at once
@@ -66,17 +66,18 @@ def measure(p: Params, chosen: Sequence[str], seconds: float) -> Iterator[str]:
 
 def load(p: Params, chosen: Sequence[str] = ()) -> dict[str, Ticket]:
     """The dense network and the chosen levels' tickets, each of the seed with the lowest validation loss."""
-    levels = [level for level in p.order if ARM in p.arms(level)]
+    levels = [level for level in ("dense", *p.order) if level == "dense" or ARM in p.arms(level)]
     for level in chosen:
-        if level not in ("dense", *levels):
-            raise LotteryError(f"--level {level}: has no tickets; the levels that do are {', '.join(levels)}")
+        if level not in levels:
+            raise LotteryError(f"--level {level}: has no tickets; the levels that do are {', '.join(levels[1:])}")
     scaling = load_split(p.data_file, p.validation_images, p.data.scale).scaling
-    tickets = {}
-    for level in ("dense", *(level for level in levels if not chosen or level in chosen)):
+    for level in levels:
         check_level(p, level)
-        arm, folder = "dense" if level == "dense" else ARM, MODELS / level
-        tickets[level] = ticket_of(folder, (arm, best_seed(folder, arm)), float("nan"), p.data.name, scaling)
-    return tickets
+    return {
+        level: ticket_of(MODELS / level, network, float("nan"), p.data.name, scaling)
+        for level, network in best_networks(p, MODELS).items()
+        if level == "dense" or not chosen or level in chosen
+    }
 
 
 def forms(ticket: Ticket) -> dict[str, Form]:

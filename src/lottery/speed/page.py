@@ -3,12 +3,12 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import jinja2
 import pandas as pd
 
 from lottery.params import Params
 from lottery.report import page as report
 from lottery.report.drawing import as_percent
+from lottery.templates import environment
 
 GAIN = 1.1  # a form is faster where it is this many times as fast as dense in three of four rounds, and slower likewise
 FORMS = {
@@ -63,27 +63,24 @@ def answer(table: pd.DataFrame) -> list[str]:
 
 def render(table: pd.DataFrame, machine: Mapping[str, str], p: Params) -> str:
     """The page of a table, in the style of the report."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    )
     template = Path(report.__file__).with_name("page.html.j2").read_text(encoding="utf-8")
     forms = [form for form in FORMS if form in set(table["form"])]
     cells = {(row["level"], row["form"], row["batch"]): row for row in table.to_dict("records")}
-    return environment.get_template("page.html.j2").render(
-        style=template.partition("<style>")[2].partition("</style>")[0],
-        answer=answer(table),
-        forms={form: FORMS[form] for form in forms},
-        cells=cells,
-        levels=table.drop_duplicates("level").to_dict("records"),
-        batches=sorted(table["batch"].unique().tolist()),
-        rounds=int(table["rounds"].max()),
-        machine=machine,
-        p=p,
-        gain=GAIN,
+    return (
+        environment(Path(__file__).parent)
+        .get_template("page.html.j2")
+        .render(
+            style=template.partition("<style>")[2].partition("</style>")[0],
+            answer=answer(table),
+            forms={form: FORMS[form] for form in forms},
+            cells=cells,
+            levels=table.drop_duplicates("level").to_dict("records"),
+            batches=sorted(table["batch"].unique().tolist()),
+            rounds=int(table["rounds"].max()),
+            machine=machine,
+            p=p,
+            gain=GAIN,
+        )
     )
 
 

@@ -30,7 +30,7 @@ from lottery.stages import run, threads
 from lottery.stages.levels import check_level, check_origin
 from lottery.stages.progress import report
 from lottery.ticket.sizes import sizes
-from lottery.ticket.workspace import ARM, best_seed, ticket_of
+from lottery.ticket.workspace import best_networks, ticket_of
 
 MODELS, METRICS, TABLES = Path("models"), Path("reports/metrics.json"), Path("reports/tables")
 COMPRESSION = Path("reports/compression.json")
@@ -199,12 +199,9 @@ def measure_sizes(p: Params, networks: pd.DataFrame) -> list[dict[str, Any]]:
     """One entry per level: the sizes of its ticket, or of dense, that has the lowest validation loss."""
     scaling = load_split(p.data_file, p.validation_images, p.data.scale).scaling
     accuracies, entries = networks.set_index(["level", "arm", "seed"])["test_accuracy"], []
-    for level in ("dense", *p.order):
-        arm = "dense" if level == "dense" else ARM
-        if arm in p.arms(level):
-            seed = best_seed(MODELS / level, arm)
-            accuracy = round(float(accuracies[level, arm, seed]), reports.DECIMALS)
-            entries.append(sizes(ticket_of(MODELS / level, (arm, seed), accuracy, p.data.name, scaling)))
+    for level, network in best_networks(p, MODELS).items():
+        accuracy = round(float(accuracies[(level, *network)]), reports.DECIMALS)
+        entries.append(sizes(ticket_of(MODELS / level, network, accuracy, p.data.name, scaling)))
     return entries
 
 

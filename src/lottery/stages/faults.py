@@ -69,7 +69,7 @@ def _leaves(stage: str) -> str:
     name, _, level = stage.rpartition(":")[2].partition("@")
     return {"download": "data", "train": "models/dense", "prune": f"models/{level}", "export": "./tickets"}.get(
         name, "reports"
-    )
+    )  # which lies in the folder itself
 
 
 def _parent(stage: str) -> Path:

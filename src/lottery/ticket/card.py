@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import pandas as pd
 from scipy.stats import binomtest
 
@@ -13,6 +12,7 @@ from lottery.core.arms import ARMS
 from lottery.core.layout import CLASSES
 from lottery.evaluation.statistics import interval
 from lottery.plan import BEFORE_TRAINING, Plan
+from lottery.templates import environment
 from lottery.ticket.sizes import adds, checkpoint
 from lottery.ticket.ticket import Ticket
 
@@ -37,43 +37,39 @@ class Evaluated:
 
 def card(ticket: Ticket, p: Plan, evaluated: Evaluated, graph: bytes, file: bytes, values: str) -> str:
     """The text of the card; ``graph`` and ``file`` are what lies beside it."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-        undefined=jinja2.StrictUndefined,
-        autoescape=False,  # noqa: S701  # Markdown, of names that params.yaml allows
-    )
     facts, multiply = ticket.facts, adds(ticket)
     own: Mapping[str, Any] = evaluated.networks.set_index("seed").loc[facts.seed]
     start = f"at iteration {p.prune.rewind}" if p.prune.rewind else "before training"
     wilson = binomtest(evaluated.right, evaluated.images).proportion_ci(method="wilson")
-    return environment.get_template("card.md.j2").render(
-        facts=facts,
-        density=f"{100 * ticket.density:.3g} %",
-        kept=ticket.kept,
-        what=ARMS[facts.arm].what.format(start=f"weights {start}") if facts.arm in ARMS else "nothing is pruned",
-        start=start,
-        path=p.path(facts.level),
-        criterion=p.criterion(facts.level) if facts.level != "dense" else "",
-        untrained=facts.level != "dense" and p.criterion(facts.level) in BEFORE_TRAINING,
-        classes=CLASSES,
-        accuracy=f"{100 * facts.accuracy:.2f} %",
-        images=evaluated.images,
-        wilson=f"{100 * wilson.low:.2f} to {100 * wilson.high:.2f} %",
-        of_seeds=_of_seeds(100 * evaluated.networks["test_accuracy"]),
-        verdict=_verdict(evaluated.verdict),
-        stopped=int(own["early_stopping_iteration"]),
-        censored=bool(own["censored"]),
-        iterations=p.iterations,
-        bytes={"dense": len(checkpoint(ticket)), "ticket": len(file), "onnx": len(graph)},
-        adds={"dense": multiply["multiply_adds"], "kept": multiply["multiply_adds_kept"]},
-        compact=ticket.compact if facts.layout.family == "perceptron" else None,
-        differing=evaluated.differing,
-        initialization=ticket.initial is not None,
-        values=values,
-        licence=LICENCES[facts.data],
+    return (
+        environment(Path(__file__).parent, escape=False)
+        .get_template("card.md.j2")
+        .render(
+            facts=facts,
+            density=f"{100 * ticket.density:.3g} %",
+            kept=ticket.kept,
+            what=ARMS[facts.arm].what.format(start=f"weights {start}") if facts.arm in ARMS else "nothing is pruned",
+            start=start,
+            path=p.path(facts.level),
+            criterion=p.criterion(facts.level) if facts.level != "dense" else "",
+            untrained=facts.level != "dense" and p.criterion(facts.level) in BEFORE_TRAINING,
+            classes=CLASSES,
+            accuracy=f"{100 * facts.accuracy:.2f} %",
+            images=evaluated.images,
+            wilson=f"{100 * wilson.low:.2f} to {100 * wilson.high:.2f} %",
+            of_seeds=_of_seeds(100 * evaluated.networks["test_accuracy"]),
+            verdict=_verdict(evaluated.verdict),
+            stopped=int(own["early_stopping_iteration"]),
+            censored=bool(own["censored"]),
+            iterations=p.iterations,
+            bytes={"dense": len(checkpoint(ticket)), "ticket": len(file), "onnx": len(graph)},
+            adds={"dense": multiply["multiply_adds"], "kept": multiply["multiply_adds_kept"]},
+            compact=ticket.compact if facts.layout.family == "perceptron" else None,
+            differing=evaluated.differing,
+            initialization=ticket.initial is not None,
+            values=values,
+            licence=LICENCES[facts.data],
+        )
     )
 
 

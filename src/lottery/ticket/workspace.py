@@ -14,6 +14,7 @@ from lottery.evaluation.statistics import by_level, early_stopping
 from lottery.evaluation.verdicts import WINNING
 from lottery.files.artifacts import load_contents, load_history, load_masks, load_parameters
 from lottery.files.digests import digest
+from lottery.plan import Plan
 from lottery.ticket.ticket import Facts, Ticket
 
 ARM = "ticket"
@@ -67,6 +68,12 @@ def losses(folder: Path, arm: str) -> "pd.Series[float]":
 def best_seed(folder: Path, arm: str) -> int:
     """The seed of an arm's network with the lowest validation loss; test accuracy chooses nothing."""
     return int(losses(folder, arm).idxmin())
+
+
+def best_networks(p: Plan, models: Path) -> dict[str, tuple[str, int]]:
+    """The arm and the seed of dense's best network and of each level's best ticket, by level; without one, none."""
+    arms = {level: "dense" if level == "dense" else ARM for level in ("dense", *p.order)}
+    return {level: (arm, best_seed(models / level, arm)) for level, arm in arms.items() if arm in p.arms(level)}
 
 
 def chosen_level(level: str | Literal["auto"], models: Path, verdicts: pd.DataFrame, levels: pd.DataFrame) -> str:
