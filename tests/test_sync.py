@@ -430,20 +430,30 @@ def run_of(client: MlflowClient, level: str) -> Run:
 
 
 @pytest.mark.slow
-def test_machines_that_name_the_same_data_first_at_the_same_time_all_succeed(
+def test_machines_that_write_the_same_for_the_first_time_at_once_all_succeed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """MLflow looks for a data set's entry and then makes it: of two that do so together, one is refused."""
+    """MLflow looks for an entry and then makes it: of two that do so together, one is refused."""
     machines, tries = 4, 25
     with serving(tmp_path) as (uri, _), ThreadPoolExecutor(machines) as pool:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
         stores = [Store("lottery") for _ in range(machines)]
         ids = [each.create("run", {}, 0) for each in stores]
+        client = connect(uri)
+        client.create_registered_model("ticket")
+        client.create_model_version("ticket", f"runs:/{ids[0]}/ticket", ids[0])
         for number in range(tries):
             data = [DatasetInput(Dataset("mnist", str(number), "local", "{}"))]
-            list(pool.map(lambda each, run, data=data: each.log_inputs(run, data), stores, ids))
+            for method, *arguments in (
+                ("set_registered_model_alias", "ticket", f"alias{number}", "1"),
+                ("set_model_version_tag", "ticket", "1", f"tag{number}", "value"),
+            ):
+                list(pool.map(lambda each, what=(method, *arguments): each.find_or_make(*what), stores))
+            list(pool.map(lambda each, run, data=data: each.find_or_make("log_inputs", run, data), stores, ids))
         for each, run in zip(stores, ids, strict=True):
             assert len(each.call("get_run", run).inputs.dataset_inputs) == tries
+        assert len(client.get_registered_model("ticket").aliases) == tries
+        assert len(client.get_model_version("ticket", "1").tags) == tries
 
 
 @pytest.mark.slow

@@ -76,6 +76,31 @@ def test_an_interruption_in_the_midst_of_a_stage_says_how_to_go_on(finished: Clo
     assert (done.returncode, done.stderr) == (130, "interrupted; `dvc repro` starts this stage anew\n")
 
 
+@pytest.mark.parametrize(
+    "where",
+    [
+        "class Destroyed:\n    def __del__(self): signal.raise_signal(signal.SIGINT)\nDestroyed()",
+        'exec(compile("signal.raise_signal(signal.SIGINT); passed = True", "<frozen importlib._bootstrap>", "exec"))',
+    ],
+    ids=["a destructor", "an import"],
+)
+def test_a_signal_is_not_lost_where_python_drops_exceptions_nor_breaks_an_import(where: str) -> None:
+    code = f"""
+import signal, time
+from lottery.stages import signals
+signals.interrupt()
+passed = False
+try:
+    {where.replace(chr(10), chr(10) + "    ")}
+    passed = True
+    time.sleep({PATIENCE})
+except KeyboardInterrupt:
+    print("interrupted", passed)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE)
+    assert (done.stdout, done.stderr) == ("interrupted True\n", "")
+
+
 def test_a_shell_that_ignores_a_signal_for_a_stage_has_its_way() -> None:
     code = "import signal; from lottery.stages import signals; signals.interrupt(); signal.raise_signal(signal.SIGHUP)"
     ignoring = f"import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN); {code}"

@@ -2,26 +2,45 @@
 
 import os
 import signal
+import sys
 import time
 from types import FrameType
 from typing import Any
 
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 AGAIN = 10.0  # seconds within which a second signal is the first one's echo, and does not disturb the saving
+MOMENT = 0.01  # seconds
 
 _last = -AGAIN
 
 
 def interrupt() -> None:
-    """Raise KeyboardInterrupt at a signal."""
+    """Raise KeyboardInterrupt at a signal; where that would be lost or leave a lock taken, a moment later."""
+    signal.signal(signal.SIGALRM, _raise)
+    sys.unraisablehook = _not_lost
 
     def raise_once(number: int, frame: FrameType | None) -> Any:
         global _last
         if time.monotonic() - _last > AGAIN:
             _last = time.monotonic()
-            raise KeyboardInterrupt
+            _raise(number, frame)
 
     _at_each(raise_once)
+
+
+def _raise(number: int, frame: FrameType | None) -> Any:
+    if frame is not None and frame.f_code.co_filename.startswith("<frozen importlib"):  # it may hold the import lock
+        signal.setitimer(signal.ITIMER_REAL, MOMENT)
+    else:
+        raise KeyboardInterrupt
+
+
+def _not_lost(ignored: "sys.UnraisableHookArgs") -> Any:
+    """Interrupt again where Python drops the exception: in a destructor, or in what a weak reference calls."""
+    if issubclass(ignored.exc_type, KeyboardInterrupt):
+        signal.setitimer(signal.ITIMER_REAL, MOMENT)
+    else:
+        sys.__unraisablehook__(ignored)
 
 
 def _exit(number: int, frame: FrameType | None) -> Any:

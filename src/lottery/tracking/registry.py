@@ -114,9 +114,9 @@ def register(store: Store, run: Run, verdict: str, is_current: bool) -> None:
         made = store.call("create_model_version", NAME, source, run.info.run_id, tags, description=note)
     for name, value in tags.items():  # a verdict may come later
         if name not in made.tags:
-            store.call("set_model_version_tag", NAME, str(made.version), name, value)
+            store.find_or_make("set_model_version_tag", NAME, str(made.version), name, value)
     if is_current and aliases.get(CANDIDATE) != str(made.version):
-        store.call("set_registered_model_alias", NAME, CANDIDATE, str(made.version))
+        store.find_or_make("set_registered_model_alias", NAME, CANDIDATE, str(made.version))
 
 
 def promote(store: Store, wanted: str) -> str:
@@ -135,7 +135,7 @@ def promote(store: Store, wanted: str) -> str:
             raise LotteryError(f"{NAME}: no version has the number or the alias {wanted!r}; choose from {known}")
         facts = _checked(store, versions[number])
         before = (_aliases(store) or {}).get(CHAMPION)
-        store.call("set_registered_model_alias", NAME, CHAMPION, number)
+        store.find_or_make("set_registered_model_alias", NAME, CHAMPION, number)
     except (LotteryError, MemoryError):
         raise
     except Exception as error:

@@ -71,6 +71,18 @@ class Store:
         """A method of MlflowClient's."""
         return self._watch(lambda: getattr(self._client, method)(*arguments, **named))
 
+    def find_or_make(self, method: str, *arguments: Any) -> None:
+        """Call a method of MlflowClient's that looks for an entry and then makes it. Raises MlflowException.
+
+        Of two writers that do so at once MLflow refuses one, which then finds the other's entry.
+        """
+        try:
+            self.call(method, *arguments)
+        except MlflowException as error:
+            if error.error_code != "BAD_REQUEST":
+                raise
+            self.call(method, *arguments)
+
     # --- connecting ---
 
     def _prepare_sqlite(self, path: Path) -> None:
@@ -236,23 +248,11 @@ class Store:
         points = [point for point in content.points if (point[0], point[2]) not in logged]
         self.log(run, points, content.params, content.note)
         if content.inputs:
-            self.log_inputs(run, list(content.inputs))
+            self.find_or_make("log_inputs", run, list(content.inputs))
         self.log_artifacts(run, content)
         self.call("set_terminated", run)
         self.call("set_tag", run, KEY, key)
         self.call("delete_tag", run, PROCESS)
-
-    def log_inputs(self, run: str, inputs: list[DatasetInput]) -> None:
-        """Write the data that a run read. Raises MlflowException.
-
-        MLflow looks for a data set's entry and then makes it: of two writers that do so at once it refuses one.
-        """
-        try:
-            self.call("log_inputs", run, inputs)
-        except MlflowException as error:
-            if error.error_code != "BAD_REQUEST":
-                raise
-            self.call("log_inputs", run, inputs)  # which finds the other's entry
 
     def log_artifacts(self, run: str, content: Content) -> None:
         """Write a run's artifacts, or write them anew."""
