@@ -17,15 +17,15 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from lottery.core.images import Images, Split
-from lottery.core.layout import Layout, lenet_5, perceptron
-from lottery.core.networks.convolutional import LeNet5
+from lottery.core.layout import Layout, perceptron, published
+from lottery.core.networks.convolutional import Convolutional
 from lottery.core.pruning import prune_layers
 from lottery.core.randomness import generator
 from lottery.core.stack import Stack, everything, initialize
 from lottery.core.training import Recipe, train
 from lottery.files.data import load_split, torchvision_datasets
 
-LAYOUTS = {"lenet-300-100": perceptron((784, 300, 100, 10)), "lenet-5": lenet_5()}
+LAYOUTS = {"lenet-300-100": perceptron((784, 300, 100, 10)), "lenet-5": published("lenet-5", (28, 28), 10)}
 STACKS = {"lenet-300-100": (1, 3, 15, 45), "lenet-5": (1, 2, 6)}
 BATCH = 60
 LEARNING_RATE = 0.0012
@@ -133,7 +133,7 @@ def main() -> None:
     loops = {"DataLoader + transforms + nn.Module + Adam": (data_loader(split), 1)}
     model = module()
     if arguments.network == "lenet-5":  # whose convolutions are faster with their channels last, in any loop
-        loops, model = {}, LeNet5().to(memory_format=torch.channels_last)
+        loops, model = {}, Convolutional(LAYOUTS["lenet-5"]).to(memory_format=torch.channels_last)
     loops["in memory + fused Adam"] = (in_memory(split, model), 1)
     for networks in STACKS[arguments.network]:
         loops[f"a stack of {networks}"] = (stacked(networks, layout, split, threads), networks)

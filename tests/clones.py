@@ -18,8 +18,14 @@ ROOT = Path(__file__).parent.parent
 
 IDENTITY = ["-c", "user.name=Test", "-c", "user.email=test@example.org"]
 SMALL = {
-    "data": {"name": "digits", "validation": 143, "scale": "standard"},
-    "network": {"hidden": [32, 16], "initialization": "glorot-normal"},
+    "data": {"name": "digits", "file": "data/example.npz", "validation": 143, "scale": "standard"},
+    "network": {
+        "hidden": [32, 16],
+        "file": "networks/example.py",
+        "class": "Net",
+        "arguments": {},
+        "initialization": "glorot-normal",
+    },
     "train": {
         "seeds": [0, 1],
         "epochs": 4,

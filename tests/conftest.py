@@ -60,7 +60,7 @@ def make_split() -> Callable[..., Split]:
         images[torch.rand(images.shape, generator=draws) < torch.rand(pixels, generator=draws)] = 0
         labels = torch.randint(classes, (train + validation,), generator=draws)
         return Split(
-            Images(images[:train], labels[:train]), Images(images[train:], labels[train:]), Scaling(128.0, 74.0)
+            Images(images[:train], labels[:train]), Images(images[train:], labels[train:]), Scaling((128.0,), (74.0,))
         )
 
     return make
@@ -76,6 +76,6 @@ def digits() -> tuple[Split, Images]:
     pixels = torch.from_numpy(data.images).flatten(1).to(torch.uint8)[order]  # 0 to 16
     labels = torch.from_numpy(data.target).long()[order]
     train, validation, test = (slice(0, 1300), slice(1300, 1450), slice(1450, 1797))
-    scaling = Scaling(float(pixels[train].double().mean()), float(pixels[train].double().std()))
+    scaling = Scaling((float(pixels[train].double().mean()),), (float(pixels[train].double().std()),))
     split = Split(Images(pixels[train], labels[train]), Images(pixels[validation], labels[validation]), scaling)
     return split, Images(pixels[test], labels[test])

@@ -226,7 +226,7 @@ from lottery.core.training import Recipe, train
 draws = torch.Generator().manual_seed(0)
 pixels = torch.randint(256, (60, 17), generator=draws, dtype=torch.uint8)
 labels = torch.randint(5, (60,), generator=draws)
-split = Split(Images(pixels[:50], labels[:50]), Images(pixels[50:], labels[50:]), Scaling(128.0, 74.0))
+split = Split(Images(pixels[:50], labels[:50]), Images(pixels[50:], labels[50:]), Scaling((128.0,), (74.0,)))
 seeds = (0, 1, 2)
 
 def trained(start, masks, seeds, path, recipes):

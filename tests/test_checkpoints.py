@@ -185,7 +185,7 @@ CHANGES: Mapping[str, Callable[[Split], dict[str, Any]]] = {
     "the images' order": lambda split: {
         "split": replace(split, train=Images(split.train.pixels.flip(0), split.train.labels.flip(0)))
     },
-    "the scaling": lambda split: {"split": replace(split, scaling=Scaling(128.0, 74.5))},
+    "the scaling": lambda split: {"split": replace(split, scaling=Scaling((128.0,), (74.5,)))},
     "an initial value": lambda split: {"start": Stack(_with(_start()[0].flat), LAYOUT)},
     "a mask": lambda split: {"masks": Stack(_with(_start()[1].flat), LAYOUT)},
     "a seed": lambda split: {"seeds": (*SEEDS[:-1], 1)},

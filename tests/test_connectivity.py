@@ -1,6 +1,7 @@
 """Linear mode connectivity, against networks whose errors on the line are worked by hand."""
 
 from collections.abc import Callable
+from functools import partial
 
 import pandas as pd
 import pytest
@@ -16,7 +17,7 @@ from lottery.evaluation.connectivity import POINTS, barrier, errors_between, sum
 
 # four images of one pixel: class 1 where it is lit
 LIT = torch.tensor([[1], [1], [1], [0]], dtype=torch.uint8)
-EXAMPLES = Examples(Images(LIT, LIT[:, 0].long()), Scaling(0.0, 1.0))
+EXAMPLES = Examples(Images(LIT, LIT[:, 0].long()), Scaling((0.0,), (1.0,)))
 
 
 def _by_one_unit(unit: int) -> Stack:
@@ -36,14 +37,14 @@ def _constant(label: int) -> Stack:
 
 
 def _barrier(first: Stack, second: Stack) -> list[float]:
-    result: Tensor = barrier(first, second, EXAMPLES, threads=1)
+    result: Tensor = barrier(first, second, partial(accuracy, examples=EXAMPLES, threads=1))
     assert result.dtype == torch.float64
     return result.tolist()
 
 
 def test_two_networks_that_do_the_same_by_other_units_have_a_barrier_between_them() -> None:
     # at a fraction a of the way a lit pixel gives (1 - a)^2 + a^2, which is below 0.6 from a = 0.28 to 0.72
-    errors = errors_between(_by_one_unit(0), _by_one_unit(1), EXAMPLES, threads=1)
+    errors = errors_between(_by_one_unit(0), _by_one_unit(1), partial(accuracy, examples=EXAMPLES, threads=1))
     assert errors.tolist() == [[0.0] * 9 + [0.75] * 13 + [0.0] * 9]
     assert _barrier(_by_one_unit(0), _by_one_unit(1)) == [0.75]
 
@@ -70,7 +71,7 @@ def test_the_ends_of_the_line_are_the_two_networks(make_split: Callable[..., Spl
         piece.normal_(generator=draws)
     split = make_split(200, 1, 6, 4)
     examples = Examples(split.train, split.scaling)
-    errors = errors_between(first, second, examples, threads=2)
+    errors = errors_between(first, second, partial(accuracy, examples=examples, threads=2))
     assert errors.shape == (3, POINTS) == (3, 31)
     assert torch.equal(errors[:, 0], 1 - accuracy(first, examples, 1))
     assert torch.equal(errors[:, -1], 1 - accuracy(second, examples, 1))

@@ -16,7 +16,7 @@ IMAGES = Images(
     torch.randint(256, (400, 9), generator=torch.Generator().manual_seed(0), dtype=torch.uint8),
     torch.arange(400) % 10,
 )
-SPLIT = Split(IMAGES, IMAGES, Scaling(128.0, 74.0))
+SPLIT = Split(IMAGES, IMAGES, Scaling((128.0,), (74.0,)))
 
 
 def _networks(sizes: tuple[int, ...], *layers: list[list[float]]) -> Stack:

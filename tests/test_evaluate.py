@@ -1,6 +1,7 @@
 """What `evaluate` says of a level's folder."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -11,7 +12,7 @@ from test_claims import networks
 
 from lottery.core.arms import Rows
 from lottery.core.experiment import Level
-from lottery.core.families import Examples, family
+from lottery.core.families import Examples, accuracy, family
 from lottery.core.images import Images, Split
 from lottery.core.layout import perceptron
 from lottery.core.stack import Stack, everything, stack
@@ -112,7 +113,7 @@ def test_a_level_without_tickets_has_no_distribution(levels: Level) -> None:
 
 def test_a_level_without_twins_has_no_barriers(levels: Level, make_split: Callable[..., Split]) -> None:
     split = make_split(3, 1, 6, 4)
-    images = _examples(split.train, split), 1
+    images = partial(accuracy, examples=_examples(split.train, split), threads=1)
     assert load_twins(Path("models/p50")) is None
     assert evaluate.measure_barriers(Path("models/p50"), images, images) is None
 
@@ -123,7 +124,8 @@ def test_barriers_are_between_the_final_networks_of_an_arm_and_their_twins(
     twins = _noise(4, 5)
     monkeypatch.setattr(evaluate, "load_twins", lambda folder: (Rows(("ticket", "reinit"), SEEDS), twins))
     split = make_split(200, 150, 6, 4)
-    test, train = ((_examples(part, split), 1) for part in (split.validation, split.train))
+    parts = (_examples(part, split) for part in (split.validation, split.train))
+    test, train = (partial(accuracy, examples=part, threads=1) for part in parts)
     table = evaluate.measure_barriers(Path("models/p50"), test, train)
     final = stack([levels.trained.final.rows(slice(2, 4)), levels.trained.final.rows(slice(4, 6))])
     assert list(zip(table["arm"], table["seed"], strict=True)) == [
@@ -132,8 +134,8 @@ def test_barriers_are_between_the_final_networks_of_an_arm_and_their_twins(
         ("reinit", 3),
         ("reinit", 8),
     ]
-    assert table["barrier_test"].tolist() == barrier(final, twins, *test).tolist()
-    assert table["barrier_train"].tolist() == barrier(final, twins, *train).tolist()
+    assert table["barrier_test"].tolist() == barrier(final, twins, test).tolist()
+    assert table["barrier_train"].tolist() == barrier(final, twins, train).tolist()
     assert set(table) | {"level"} == set(connectivity.COLUMNS)
 
 

@@ -24,7 +24,7 @@ from lottery.core.arms import ARMS as EVERY_ARM
 from lottery.core.arms import Rows
 from lottery.core.experiment import Level
 from lottery.core.families import family
-from lottery.core.layout import lenet_5, perceptron
+from lottery.core.layout import perceptron, published
 from lottery.core.stack import Masks, Stack, everything
 from lottery.core.training import History, Trained
 from lottery.evaluation.connectivity import BARRIERS
@@ -547,7 +547,7 @@ def _first_layer(mask: Tensor) -> Masks:
 
 
 def test_the_picture_of_a_convolutions_mask_shows_its_kernels_side_by_side() -> None:
-    masks = random_masks(2, lenet_5(), 0.5, 0)
+    masks = random_masks(2, published("lenet-5", (28, 28), 10), 0.5, 0)
     picture = family(masks.layout).picture(masks)
     assert picture.shape == (4 * 5 + 3, 5 * 5 + 4)
     kernels = masks.weights[0][0, :, 0]

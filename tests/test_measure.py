@@ -16,7 +16,7 @@ from test_ticket import make
 
 from lottery import params
 from lottery.cli import main
-from lottery.core.layout import lenet_5
+from lottery.core.layout import published
 from lottery.files.data import load_test
 from lottery.speed import page
 from lottery.speed.measure import BATCHES, forms, load, machine
@@ -168,7 +168,7 @@ def test_a_dense_network_alone_says_nothing_of_sparsity() -> None:
 
 
 def test_lenet_5_has_no_sparse_or_compact_form_and_the_page_says_so() -> None:
-    assert list(forms(make(lenet_5(), 0.1))) == ["masked", "onnx"]
+    assert list(forms(make(published("lenet-5", (28, 28), 10), 0.1))) == ["masked", "onnx"]
     rows = table()
     rows = rows[rows["form"] != "csr"]
     html = page.render(rows, machine(), params.load(ROOT / "presets/lenet-5.yaml"))

@@ -31,7 +31,7 @@ sizes_of_networks = st.tuples(st.integers(1, 24), st.lists(st.integers(1, 24), m
     lambda drawn: (drawn[0], *drawn[1], drawn[2])
 )
 seeds = st.integers(0, 2**32 - 1)
-SCALING = Scaling(33.0, 79.0)
+SCALING = Scaling((33.0,), (79.0,))
 
 
 def _generator(seed: int = 0) -> Generator:
@@ -285,10 +285,10 @@ def test_a_network_that_is_wrong_beyond_doubt_has_finite_gradients_and_loss() ->
 def test_an_image_ends_with_its_last_used_pixel_in_the_order_of_how_many_use_them() -> None:
     pixels = torch.tensor([[0, 9, 0, 7, 0], [0, 0, 0, 1, 0], [5, 0, 0, 3, 0], [0, 0, 0, 0, 0], [0, 0, 0, 0, 255]])
     images = Images(pixels.to(torch.uint8), torch.zeros(5, dtype=torch.int64))
-    assert ends(images).tolist() == [4, 4, 4, 0, 5]
-    order = by_use(images)
+    assert ends(images, SCALING).tolist() == [4, 4, 4, 0, 5]
+    order = by_use(images, SCALING)
     assert order.tolist() == [3, 0, 1, 4, 2]
-    assert ends(rearranged(images, order)).tolist() == [3, 1, 2, 0, 4]
+    assert ends(rearranged(images, order), SCALING).tolist() == [3, 1, 2, 0, 4]
     assert blank(SCALING) == float(SCALING(images.pixels)[3, 0])
 
 

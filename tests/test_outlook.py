@@ -56,8 +56,8 @@ def test_networks_are_counted_with_their_twins(twins: bool, dense: int, level: i
 def test_a_machine_is_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Seconds of processors; twenty times the weights take longer whatever else this machine does."""
     monkeypatch.chdir(tmp_path)
-    small = _params(network={"hidden": [100], "initialization": "glorot-normal"})
-    large = _params(network={"hidden": [2000], "initialization": "glorot-normal"})
+    small = _params(network=SMALL["network"] | {"hidden": [100]})
+    large = _params(network=SMALL["network"] | {"hidden": [2000]})
     first, second = calibrated(small, 1), calibrated(large, 1)
     assert first.dense < second.dense
     assert first.sparse < second.sparse

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from lottery import LotteryError
-from lottery.core.layout import lenet_5, perceptron
+from lottery.core.layout import perceptron, published
 from lottery.params import RECORDED, Params, load, parse, read
-from lottery.plan import TRAINING_IMAGES
+from lottery.plan import DATA
 
 DEFAULT = (Path(__file__).parent.parent / "params.yaml").read_text(encoding="utf-8")
 
@@ -103,7 +103,7 @@ def test_iterations_may_be_given_instead_of_epochs() -> None:
 
 def test_digits_holds_out_a_tenth_whatever_the_file_says() -> None:
     params = load_text(default_with(("name: mnist", "name: digits")))
-    assert TRAINING_IMAGES["digits"] == 1_438
+    assert DATA["digits"].training == 1_438
     assert params.validation_images == 143
     assert params.training_images == 1_295
 
@@ -161,10 +161,10 @@ THREADS = "is not auto or a whole number from 1 to 1024"
         (
             "name: mnist",
             "name: minst",
-            'data.name: "minst" is not mnist, fashion-mnist, kmnist or digits (did you mean "mnist"?)',
+            'data.name: "minst" is not mnist, fashion-mnist, kmnist, cifar-10, digits or own (did you mean "mnist"?)',
         ),
         ("name: mnist", 'name: "mnist\\n"', 'data.name: "mnist\\n" is not mnist, '),
-        ("name: mnist", "name: 3", "data.name: 3 is not mnist, fashion-mnist, kmnist or digits"),
+        ("name: mnist", "name: 3", "data.name: 3 is not mnist, fashion-mnist, kmnist, cifar-10, digits or own"),
         ("validation: 5000", "validation: 0", f"data.validation: 0 {WHOLE}"),
         ("validation: 5000", "validation: true", f"data.validation: true {WHOLE}"),
         ("validation: 5000", 'validation: "5000"', f'data.validation: "5000" {WHOLE}'),
@@ -184,6 +184,7 @@ THREADS = "is not auto or a whole number from 1 to 1024"
             'network.initialization: "glorot" is not glorot-normal, kaiming-uniform or kaiming-normal '
             '(did you mean "glorot-normal"?)',
         ),
+        ("  arguments: {}\n", "", "network.arguments: missing; give the arguments of your own network, or {}"),
         # train
         ("[0, 1, 2, 3, 4]", "[]", f"train.seeds: [] {A_LIST}"),
         ("[0, 1, 2, 3, 4]", "[0, 1, 0, 0]", "train.seeds: 0 is listed more than once; remove the repetition"),
@@ -388,9 +389,9 @@ def test_a_level_without_tickets_is_not_exported() -> None:
 
 
 def test_all_mistakes_are_told_at_once() -> None:
-    text = default_with(("name: mnist", "name: cifar"), ("batch_size: 60\n", "batchsize: 60\n"), ("p80}", "p08}"))
+    text = default_with(("name: mnist", "name: svhn"), ("batch_size: 60\n", "batchsize: 60\n"), ("p80}", "p08}"))
     assert mistakes(text) == [
-        'params.yaml: data.name: "cifar" is not mnist, fashion-mnist, kmnist or digits',
+        'params.yaml: data.name: "svhn" is not mnist, fashion-mnist, kmnist, cifar-10, digits or own',
         "params.yaml: train.batch_size: missing; give a whole number of 1 or more",
         'params.yaml: train.batchsize: unknown key (did you mean "batch_size"?)',
         'params.yaml: levels.p90.parent: no level is called "p08" (did you mean "p80"?)',
@@ -402,7 +403,7 @@ def test_every_section_must_be_there() -> None:
     assert [line.split(": ")[1] for line in lines] == [
         "data", "network", "train", "prune", "levels", "verdict", "export", "tracking",
     ]  # fmt: skip
-    assert lines[0] == "params.yaml: data: missing; give it the keys name, validation, scale"
+    assert lines[0] == "params.yaml: data: missing; give it the keys name, file, validation, scale"
 
 
 @pytest.mark.parametrize(
@@ -701,7 +702,7 @@ LENET = (("name: perceptron  ", "name: lenet-5  "), (PERCEPTRON, ""))
 
 def test_lenet_5_needs_no_hidden_layers_and_prunes_convolutions_at_half_the_rate() -> None:
     params = load_text(default_with(*LENET))
-    assert params.layout == lenet_5()
+    assert params.layout == published("lenet-5", (28, 28), 10)
     assert params.slower == {"output": 0.5, "convolution": 0.5}
     own = load_text(default_with(*LENET, ("  output_rate", "  conv_rate: 0.25\n  output_rate")))
     assert own.slower == {"output": 0.5, "convolution": 0.25}
@@ -722,11 +723,13 @@ def test_a_file_without_a_network_name_means_a_perceptron() -> None:
         ),
         (
             (("name: perceptron", "name: lenet5"),),
-            'network.name: "lenet5" is not perceptron or lenet-5 (did you mean "lenet-5"?)',
+            'network.name: "lenet5" is not perceptron, lenet-5, conv-2, conv-4, conv-6 or own '
+            '(did you mean "lenet-5"?)',
         ),
         (
             (*LENET, ("name: mnist", "name: digits")),
-            "network.name: lenet-5 takes 28x28 pixels, and digits has 8x8; make it perceptron, or change data.name",
+            "network.name: lenet-5's kernels do not fit the 8x8 pixels of digits; make it perceptron, or change "
+            "data.name",
         ),
         (
             (*LENET, ("[ticket, reinit, random]", "[ticket, random-inputs]")),
@@ -770,6 +773,119 @@ def test_convolutions_that_are_left_whole_leave_weights_to_the_others() -> None:
         "and conv_rate 0 keeps the 25500 of the convolutions; give less"
     ]
     load_text(default_with(*whole, ("sparsity: 0.95", "sparsity: 0.94")))
+
+
+NETS = """
+from torch import nn
+
+class Net(nn.Sequential):
+    def __init__(self, norm, units=20):
+        layers = [nn.Flatten(), nn.Linear(784, units), nn.Linear(units, 10)]
+        super().__init__(*layers[:2], getattr(nn, norm)(units), *layers[2:])
+"""
+
+
+def own_with(norm: str, *replacements: tuple[str, str]) -> str:
+    """The default file with a network of one's own that normalizes."""
+    Path("networks").mkdir()
+    Path("networks/example.py").write_text(NETS)
+    own = (("name: perceptron  ", "name: own  "), (PERCEPTRON, ""), ("arguments: {}", f"arguments: {{norm: {norm}}}"))
+    return default_with(*own, *replacements)
+
+
+SYNFLOW = ((CHAIN, "  p50: {sparsity: 0.5, parent: dense, criterion: synflow, scope: global}\n"),)
+TWINS = (("twins: false", "twins: true"),)
+
+
+@pytest.mark.parametrize(
+    ("norm", "replacements", "line"),
+    [
+        ("Identity", TWINS, None),
+        ("LayerNorm", TWINS, None),
+        ("BatchNorm1d", (), None),
+        ("BatchNorm1d", SYNFLOW, None),
+        (
+            "BatchNorm1d",
+            TWINS,
+            "train.twins: true has no meaning for Net: a line between two networks says nothing of the means and "
+            "variances of 2; make it false",
+        ),
+        (
+            "BatchNorm1d",
+            (("batch_size: 60", "batch_size: 1"),),
+            "train.batch_size: 1 is not enough for 2 of Net, which normalizes by the images of a batch; give 2 or more",
+        ),
+        (
+            "LayerNorm",
+            SYNFLOW,
+            "levels.p50.criterion: synflow has no meaning for Net, whose 2 divides by the size of what flows in; "
+            "choose another criterion",
+        ),
+        (
+            "LayerNorm",
+            (
+                (CHAIN, "  p50: {sparsity: 0.5, parent: dense}\n  p60: {sparsity: 0.6, parent: dense}\n"),
+                ("criterion: magnitude", "criterion: synflow"),
+                ("scope: layer ", "scope: global "),
+            ),
+            "prune.criterion: synflow has no meaning for Net, whose 2 divides by the size of what flows in; choose "
+            "another criterion",
+        ),
+        (
+            "Linear",
+            (),
+            "network.file: networks/example.py: Net(norm='Linear') fails: TypeError: Linear.__init__() missing 1 "
+            "required positional argument: 'out_features'; mend it, or change network.arguments",
+        ),
+    ],
+)
+def test_what_has_no_meaning_for_a_network_that_normalizes_is_told(
+    norm: str, replacements: tuple[tuple[str, str], ...], line: str | None
+) -> None:
+    text = own_with(norm, *replacements)
+    if line is None:
+        assert load_text(text).layout.shown == "Net"
+    else:
+        assert mistakes(text) == [f"params.yaml: {line}"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line"),
+    [
+        ("file: networks/example.py", "file: networks/no.py", "network.file: networks/no.py: cannot be read ("),
+        (
+            "file: networks/example.py",
+            "file: ../net.py",
+            'network.file: "../net.py" is not the path of a file in this ',
+        ),
+        ("file: networks/example.py", "file: /net.py", 'network.file: "/net.py" is not the path of a file in this rep'),
+        ("file: networks/example.py", "#", "network.file: missing; give a file of your own network, or networks/exam"),
+        ("class: Net", "class: Nett", "network.file: networks/example.py: has no module 'Nett'; its modules are Net: "),
+        ("class: Net", "class: a.b", 'network.class: "a.b" is not the name of a class of network.file'),
+        ("class: Net", "#", "network.class: missing; give the class of your own network, or Net"),
+        ("{norm: ReLU}", "[1]", "network.arguments: a list is not a mapping of network.class's arguments by their "),
+        ("{norm: ReLU}", "{norm: .nan}", "network.arguments: a mapping is not a mapping of network.class's arguments"),
+        ("{norm: ReLU}", "{norm: 2026-01-01}", "network.arguments: a mapping is not a mapping of network.class's arg"),
+        ("{norm: ReLU}", "{1: 2}", "network.arguments: a mapping is not a mapping of network.class's arguments by t"),
+        ("{norm: ReLU}", "{norm: {1: 2}}", "network.arguments: a mapping is not a mapping of network.class's argumen"),
+        ("{norm: ReLU}", "{norm: !!set {a}}", "network.arguments: a mapping is not a mapping of network.class's argu"),
+        ("[ticket, reinit, random]", "[ticket, small-dense]", "prune.arms: small-dense is for perceptrons alone, and "),
+        (
+            "  class: Net",
+            "  hidden: [5]\n  class: Net",
+            "network.hidden: a list is for perceptron alone; remove it, or",
+        ),
+        (
+            "  output_rate",
+            "  conv_rate: 0.2\n  output_rate",
+            "prune.conv_rate: 0.2 is for convolutions, and Net has no",
+        ),
+        ("name: mnist", "name: digits", "network.file: networks/example.py: Net: fails on inputs [4, 1, 8, 8]: Runtim"),
+    ],
+)
+def test_a_mistake_about_a_network_of_ones_own_is_one_line(old: str, new: str, line: str) -> None:
+    (told,) = mistakes(own_with("ReLU", (old, new)))
+    assert told.startswith(f"params.yaml: {line}")
 
 
 # Files that cannot be read

@@ -11,7 +11,7 @@ from clones import IDENTITY, ROOT
 
 from lottery.cli import main
 from lottery.core.arms import ARMS
-from lottery.core.layout import lenet_5, perceptron
+from lottery.core.layout import perceptron, published
 from lottery.params import load
 from lottery.presets import levels
 
@@ -32,7 +32,10 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_presets_are_those_that_the_readme_names() -> None:
-    assert PRESETS == ["default", "digits", "lenet-5", "one-shot", "paper", "paper-short", "quick", "rewind"]
+    assert [
+        *("conv-2", "conv-2-short", "conv-4", "conv-6", "default", "digits", "lenet-5"),
+        *("one-shot", "paper", "paper-short", "quick", "rewind"),
+    ] == PRESETS
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -81,9 +84,36 @@ def test_the_rewind_preset_uses_what_no_other_does() -> None:
     assert {p.criterion(name) for name in p.order} == {"magnitude", "movement"}
 
 
+# Frankle & Carbin (2019), figure 2
+@pytest.mark.parametrize(
+    ("name", "weights", "rate", "iterations", "conv_rate"),
+    [
+        ("conv-2", 4_300_992, 2e-4, 20_000, 0.5),
+        ("conv-4", 2_425_024, 3e-4, 25_000, 0.5),
+        ("conv-6", 2_261_184, 3e-4, 30_000, 0.75),
+    ],
+)
+def test_the_convolutional_presets_are_the_papers(
+    name: str, weights: int, rate: float, iterations: int, conv_rate: float
+) -> None:
+    p = load(ROOT / f"presets/{name}.yaml")
+    assert (p.network.name, p.layout.prunable, p.data.name) == (name, weights, "cifar-10")
+    assert (p.train.learning_rate, p.train.batch_size, p.iterations) == (rate, 60, iterations)
+    assert (p.training_images, p.validation_images) == (45_000, 5_000)
+    # of a round's 20 %: of convolutions 10 or 15 %, of the output layer 10 %
+    assert p.levels["r01"].sparsity == 0.2
+    assert p.slower == {"convolution": conv_rate, "output": 0.5}
+
+
+def test_the_short_convolutional_preset_is_conv_2_for_two_epochs() -> None:
+    p, whole = load(ROOT / "presets/conv-2-short.yaml"), load(ROOT / "presets/conv-2.yaml")
+    assert (p.layout, p.iterations) == (whole.layout, 1_500)
+    assert sum(map(p.networks, ("dense", *p.order))) == 9
+
+
 def test_the_lenet_5_preset_is_a_lenet_5() -> None:
     p = load(ROOT / "presets/lenet-5.yaml")
-    assert p.layout == lenet_5()
+    assert p.layout == published("lenet-5", (28, 28), 10)
     assert p.every_arm == ("ticket", "reinit", "random")
     assert len(p.train.seeds) == 5
     assert len(p.levels) in (2, 3)
@@ -114,7 +144,7 @@ def test_presets_are_listed_with_a_line_and_the_time_to_expect(
     assert main(["preset"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == PRESETS
-    assert all("on 2 cores" in line for line in lines)
+    assert all("on 2 cores" in line or "for a GPU" in line for line in lines)
 
 
 @pytest.mark.parametrize("command", [["preset", "quick"], ["levels", "--rate", "0.2", "--rounds", "3"]])
@@ -155,8 +185,7 @@ def test_levels_are_not_written_into_a_file_that_is_not_utf_8(
 def test_a_preset_that_does_not_exist_is_one_line(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["preset", "papper"]) == 2
     assert capsys.readouterr().err == (
-        "presets: no preset is called 'papper'; choose from default, digits, lenet-5, one-shot, paper, paper-short, "
-        "quick, rewind\n"
+        "presets: no preset is called 'papper'; choose from " + ", ".join(PRESETS) + "\n"
     )
 
 

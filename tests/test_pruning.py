@@ -45,7 +45,7 @@ def _trained(networks: int, sizes: tuple[int, ...], seed: int, values: int | Non
 
 
 NOTHING = Images(torch.zeros(0, 0, dtype=torch.uint8), torch.zeros(0, dtype=torch.int64))
-NO_IMAGES = Split(NOTHING, NOTHING, Scaling(0.0, 1.0))
+NO_IMAGES = Split(NOTHING, NOTHING, Scaling((0.0,), (1.0,)))
 
 
 def _prune(trained: Stack, masks: Masks, path: tuple[float, ...], pruning: Pruning) -> Masks:

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import yaml
-from clones import SMALL
+from clones import ROOT, SMALL
 
 from lottery import LotteryError
 from lottery.params import Params
@@ -40,26 +40,34 @@ def test_every_run_says_how_far_it_rewinds_what_children_prune_and_which_schedul
     assert shown["warm_up"] == "7"
 
 
-def test_every_setting_of_a_network_is_in_its_run() -> None:
+def test_every_setting_of_a_network_is_in_its_run(monkeypatch: pytest.MonkeyPatch) -> None:
     """By the short name that people filter by, which no two sections have in common; a name is of what it names."""
-    names = {"data": "dataset", "network": "network"}
+    monkeypatch.chdir(ROOT)  # where the examples of own data and an own network are
+    names = {("data", "name"): "dataset", ("network", "name"): "network"}
+    names |= {(section, "file"): f"{section}_file" for section in ("data", "network")}
     keys = [
-        names[section] if name == "name" else field.alias or name
+        names.get((section, name), field.alias or name)
         for section in SECTIONS
         for name, field in Params.model_fields[section].annotation.model_fields.items()
     ]
     assert len(set(keys)) == len(keys)
     lenet = {
         "data": SMALL["data"] | {"name": "mnist"},
-        "network": {"name": "lenet-5", "initialization": "glorot-normal"},
+        "network": {**SMALL["network"], "name": "lenet-5", "hidden": None},
+    }
+    own = {
+        "data": SMALL["data"] | {"name": "own", "validation": 20},
+        "network": {**SMALL["network"], "name": "own", "hidden": None, "class": "Table", "arguments": {"units": 5}},
     }
     several = (
         _params(train={"schedule": "step", "drops": [10], "drop_factor": 0.2}),
         _params(train={"schedule": "warm-up", "warm_up": 7}),
         Params.model_validate(SMALL | lenet | {"prune": SMALL["prune"] | {"conv_rate": 0.5}}),
+        Params.model_validate(SMALL | own),
     )
     shown = set().union(*(network_settings(params, "p50", "ticket", 0) for params in several))
     assert set(keys) <= shown
+    assert not {"data_file", "network_file", "class", "arguments"} & set(level_settings(_params(), "p50"))
 
 
 def test_a_list_is_cut_where_mlflow_takes_no_more() -> None:

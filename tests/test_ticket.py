@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 import lottery.ticket
 from lottery import LotteryError
-from lottery.core.layout import Layout, lenet_5, perceptron
+from lottery.core.layout import Layout, perceptron, published
 from lottery.ticket import Facts, Ticket
 from lottery.ticket.compact import compacted
 from lottery.ticket.format import LONG, _mask, _places, content
@@ -30,9 +30,11 @@ from lottery.ticket.sizes import multiply_adds, sizes
 
 ROOT = Path(__file__).parent.parent
 FACTS = {
-    "level": "p90", "arm": "ticket", "seed": 3, "sparsity": 0.9, "accuracy": 0.5, "data": "digits", "shift": 100.0,
-    "scale": 70.0, "level_digest": "0123.dir",
+    "level": "p90", "arm": "ticket", "seed": 3, "sparsity": 0.9, "accuracy": 0.5, "data": "digits",
+    "shift": (100.0,), "scale": (70.0,), "level_digest": "0123.dir",
 }  # fmt: skip
+
+LENET = published("lenet-5", (28, 28), 10)
 
 
 def make(layout: Layout, density: float, seed: int = 0, initial: bool = False) -> Ticket:
@@ -66,7 +68,7 @@ WHOLE = content(make(perceptron((64, 32, 10)), 0.1))
 # --- the file --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("layout", [perceptron((64, 32, 16, 10)), perceptron((784, 300, 100, 10)), lenet_5()])
+@pytest.mark.parametrize("layout", [perceptron((64, 32, 16, 10)), perceptron((784, 300, 100, 10)), LENET])
 @pytest.mark.parametrize("density", [1.0, 0.4, 0.05, 0.0])
 @pytest.mark.parametrize("initial", [True, False])
 def test_what_is_read_is_what_was_written(tmp_path: Path, layout: Layout, density: float, initial: bool) -> None:
@@ -199,20 +201,20 @@ def _pop(name: str) -> Callable[[dict[str, Any], dict[str, NDArray[Any]]], None]
         (altered(_sizes(100_000, 100_000, 10)), "it names 10001000000 weights; at most "),
         (altered(_sizes(10**9, 10**9)), "it names a size that is not from 1 to "),
         (altered(_sizes(-(2**20), -(2**20), 2**20, 1, 10)), "it names a size that is not from 1 to "),
-        (altered(_sizes(*([10**4000] * 200))), "it names 199 layers and 598 sizes; at most 100 layers are read"),
-        (altered(lambda said, _: said["facts"]["layout"].update(sizes=[64] * 10**5)), "it names 2 layers and 100004 "),
-        (altered(lambda said, _: said["facts"]["shapes"].update(layer0=[64.0, 32])), "it names 2 layers and 7 sizes"),
+        (altered(_sizes(*([10**4000] * 200))), "it names 199 layers and 599 sizes; at most 100 layers are read"),
+        (altered(lambda said, _: said["facts"]["layout"].update(sizes=[64] * 10**5)), "it names 2 layers and 100005 "),
+        (altered(lambda said, _: said["facts"]["shapes"].update(layer0=[64.0, 32])), "it names 2 layers and 8 sizes"),
         (altered(lambda said, _: said["facts"].update(scale=0.0)), "of sparsity, accuracy, shift and scale one is no"),
         (altered(lambda said, _: said["facts"].update(accuracy="high")), "of sparsity, accuracy, shift and scale one"),
         (altered(lambda said, _: said["facts"].update(shift=float("nan"))), "of sparsity, accuracy, shift and scale"),
         (altered(lambda said, _: said.update(version=-3)), "it is no ticket"),
         (altered(lambda _, arrays: arrays.update(more=np.zeros(3))), "it has the tensor more, which no ticket has"),
-        (altered(lambda _, arrays: arrays.update({"layer0.bias": np.zeros(31, np.float32)})), "layer0.weight has "),
-        (altered(lambda _, arrays: arrays["layer1.bias"].fill(np.nan)), "layer1.weight has values that are no numbers"),
+        (altered(lambda _, arrays: arrays.update({"layer0.bias": np.zeros(31, np.float32)})), "layer0.bias has "),
+        (altered(lambda _, arrays: arrays["layer1.bias"].fill(np.nan)), "layer1.bias has values that are no numbers"),
         (altered(lambda _, arrays: arrays.update({"layer0.gaps": np.array([-(10**6)])})), "layer0.gaps are int64"),
         (altered(lambda said, _: said["facts"]["shapes"].update(layer0=[32, 64])), "its shapes are not those"),
         (altered(lambda said, _: said["facts"].update(image=[28, 28])), "its network reads 64 pixels"),
-        (altered(lambda _, arrays: arrays.update({"layer0.values": arrays["layer0.values"][1:]})), "layer0.weight has"),
+        (altered(lambda _, arrays: arrays.update({"layer0.values": arrays["layer0.values"][1:]})), "layer0.values has"),
         (altered(lambda _, arrays: arrays.pop("layer0.values")), "truncated or altered"),
         (altered(lambda _, arrays: arrays.update({"layer0.gaps": np.full(9000, 9, np.uint8)})), "layer0"),
         (altered(_pop("scale")), "truncated or altered"),
@@ -260,7 +262,7 @@ def test_images_of_another_kind_are_one_line(wrong: NDArray[Any]) -> None:
 
 
 def test_of_a_convolutional_network_numpy_has_the_arrays_alone() -> None:
-    ticket = make(lenet_5(), 0.1)
+    ticket = make(LENET, 0.1)
     with pytest.raises(LotteryError, match=r"^lenet-5: numpy reads its arrays alone; ticket.onnx predicts$"):
         ticket.logits(images(ticket))
 
@@ -315,7 +317,7 @@ def test_a_pixel_that_is_always_0_stays() -> None:
         (perceptron((64, 32, 16, 10)), 0.2),
         (perceptron((64, 32, 10)), 0.01),
         (perceptron((64, 10)), 0.0),
-        (lenet_5(), 0.1),
+        (LENET, 0.1),
     ],
 )
 def test_the_graph_gives_the_networks_logits_for_any_number_of_images(layout: Layout, density: float) -> None:
@@ -328,7 +330,7 @@ def test_the_graph_gives_the_networks_logits_for_any_number_of_images(layout: La
 
 
 def test_the_graph_is_the_same_bytes_and_names_no_machine() -> None:
-    for ticket in (make(perceptron((64, 32, 10)), 0.2), make(lenet_5(), 0.5)):
+    for ticket in (make(perceptron((64, 32, 10)), 0.2), make(LENET, 0.5)):
         first = graph(ticket)
         assert first == graph(ticket)
         for circumstance in (str(ROOT), ".py", "pytorch", torch.__version__, "lottery."):
@@ -336,14 +338,14 @@ def test_the_graph_is_the_same_bytes_and_names_no_machine() -> None:
 
 
 def test_multiply_adds_are_counted_per_place_of_a_convolution() -> None:
-    counts = multiply_adds(lenet_5())
+    counts = multiply_adds(LENET)
     assert counts == {
         "convolution1.weight": 24 * 24,
         "convolution2.weight": 8 * 8,
         "hidden1.weight": 1,
         "output.weight": 1,
     }
-    found = sizes(make(lenet_5(), 1.0))
+    found = sizes(make(LENET, 1.0))
     assert found["multiply_adds"] == found["multiply_adds_kept"] == 500 * 576 + 25_000 * 64 + 400_000 + 5_000
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from clones import Clone
+from clones import SMALL, Clone
 
 import lottery
 from lottery import LotteryError
@@ -56,7 +56,7 @@ def test_a_level_that_was_trained_since_the_last_evaluation_has_its_own_accuracy
 
 def test_parameters_that_were_edited_since_change_nothing(here: Clone) -> None:
     expected = lottery.load("p50").test_accuracy
-    here.change(data={"name": "mnist", "validation": 5000, "scale": "unit"})
+    here.change(data=SMALL["data"] | {"name": "mnist", "validation": 5000, "scale": "unit"})
     network = lottery.load("p50")
     assert _accuracy(network, here.folder) == pytest.approx(expected, abs=1e-12)
 

@@ -28,7 +28,7 @@ from torch.nn.functional import cross_entropy
 from lottery.core import training
 from lottery.core.families import family
 from lottery.core.images import Images, Scaling, Split
-from lottery.core.layout import perceptron
+from lottery.core.layout import Own, perceptron
 from lottery.core.schedules import Constant, Cosine, Step, WarmUp
 from lottery.core.stack import Masks, Stack, everything, initialize, stack
 from lottery.core.training import (
@@ -249,11 +249,11 @@ def test_steps_of_the_optimizer_are_those_of_torch_optim(recipe: Recipe, size: i
     draws = torch.Generator().manual_seed(seed)
     ours = torch.randn(2, 16 * size, generator=draws)
     fused, plain = (ours.clone().requires_grad_() for _ in range(2))
-    optimizer = Optimizer(recipe, ours, [torch.zeros_like(ours) for _ in range(Optimizer.moments_of(recipe))])
+    optimizer = Optimizer(recipe, [ours], [[torch.zeros_like(ours)] for _ in range(Optimizer.moments_of(recipe))], 0)
     theirs = [_torchs(recipe, [fused], fused=True), _torchs(recipe, [plain], fused=False)]
     for position in range(recipe.start, recipe.iterations):
         gradients = torch.randn(ours.shape, generator=draws)
-        optimizer.step(gradients.clone(), position + 1)
+        optimizer.step([gradients.clone()], recipe.rates[position])
         for parameters, reference in zip((fused, plain), theirs, strict=True):
             parameters.grad = gradients.clone()
             reference.param_groups[0]["lr"] = recipe.rates[position]
@@ -288,7 +288,7 @@ def test_training_is_a_plain_loop_over_batches_with_autograd_and_torch_optim(
         weights, biases = pieces[: len(start.weights)], pieces[len(start.weights) :]
 
         def forward(pixels: Tensor, weights: list[Tensor] = weights, biases: list[Tensor] = biases) -> Tensor:
-            values = (pixels.double() - split.scaling.shift) / split.scaling.scale
+            values = (pixels.double() - split.scaling.shift[0]) / split.scaling.scale[0]
             for layer, (weight, bias) in enumerate(zip(weights, biases, strict=True)):
                 values = (values.relu() if layer else values) @ weight + bias
             return values
@@ -447,7 +447,7 @@ def _numbered(images: int) -> Split:
     """Images that say their numbers by pixels that all of them use, which therefore stay the first."""
     numbers = torch.arange(images)
     pixels = torch.stack([numbers // 255 + 1, numbers % 255 + 1, numbers % 3], dim=1).to(torch.uint8)
-    return Split(Images(pixels, numbers % 2), Images(pixels[:4], numbers[:4] % 2), Recorder(128.0, 74.0))
+    return Split(Images(pixels, numbers % 2), Images(pixels[:4], numbers[:4] % 2), Recorder((128.0,), (74.0,)))
 
 
 def _visited(images: int, batch: int, iterations: int, its_seeds: Sequence[int], path: Sequence[float]) -> Tensor:
@@ -690,7 +690,10 @@ def test_equal_tasks_share_their_key_and_any_other_has_another() -> None:
             replace(TASK, layout=perceptron(sizes))
             for sizes in ((13, 9, 4), (12, 8, 4), (12, 9, 5), (12, 4), (12, 9, 4, 4))
         ),
-        *(replace(TASK, layout=replace(layout, **each)) for each in ({"family": "other"}, {"inputs": 13})),
+        *(
+            replace(TASK, layout=replace(layout, **each))
+            for each in ({"family": "other"}, {"example": (13,)}, {"own": Own("a.py", "Net", "{}", "0")})
+        ),
         replace(TASK, layout=replace(layout, pieces=layout.pieces[::-1])),
         *(replace(TASK, seeds=each) for each in ((), (0,), (1, 0), (0, 2), (0, 1, 2))),
         *(replace(TASK, path=path) for path in ((), (0.2,), (0.36,), (0.36, 0.2), (0.2, math.nextafter(0.36, 1)))),
@@ -766,7 +769,7 @@ ENDLESS = """
 import multiprocessing
 import torch
 from lottery.core.images import Images, Scaling, Split
-from lottery.core.layout import perceptron
+from lottery.core.layout import Own, perceptron
 from lottery.core.stack import Stack
 from lottery.core.training import Recipe, train
 
@@ -776,7 +779,7 @@ def told(group):
     print(*(child.pid for child in multiprocessing.active_children()), flush=True)
 
 if __name__ == "__main__":
-    start, split = Stack.zeros(4, perceptron((4, 2))), Split(images, images, Scaling(0, 1))
+    start, split = Stack.zeros(4, perceptron((4, 2))), Split(images, images, Scaling((0,), (1,)))
     train(start, None, range(4), (), split, Recipe(10**7, 10, 0.01, 1000), threads=2, advanced=told)
 """
 forking = pytest.mark.skipif(sys.platform != "linux", reason="workers are threads where forking is not safe")

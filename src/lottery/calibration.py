@@ -71,8 +71,8 @@ def _seconds(params: Params, threads: int) -> tuple[float, float]:
     """Measure an iteration of a dense and of a sparse network, as many at once as keep all threads busy."""
     noise, t = generator("calibration"), params.train
     pixels = torch.randint(256, (10 * t.batch_size, params.layout.inputs), dtype=torch.uint8, generator=noise)
-    images = Images(pixels, torch.randint(10, (len(pixels),), generator=noise))
-    split = Split(images, Images(images.pixels[:1], images.labels[:1]), Scaling(127.5, 73.6))
+    images = Images(pixels, torch.randint(params.layout.classes, (len(pixels),), generator=noise))
+    split = Split(images, Images(images.pixels[:1], images.labels[:1]), Scaling((127.5,), (73.6,)))
     rows = range(2 * threads)
     start = initialize(params.layout, params.network.initialization, [noise for _ in rows])
     magnitudes = Stack(start.flat.abs(), start.layout)

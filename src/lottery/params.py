@@ -37,10 +37,10 @@ from ruamel.yaml.reader import ReaderError
 
 from lottery import LotteryError, plan
 from lottery.core.arms import ARMS
-from lottery.core.layout import Initialization, Kind
+from lottery.core.layout import PUBLISHED, Initialization, Kind
 
 Criterion = Literal["magnitude", "magnitude-increase", "movement", "random", "snip", "synflow"]
-NetworkName = Literal["perceptron", "lenet-5"]
+NetworkName = Literal["perceptron", "lenet-5", "conv-2", "conv-4", "conv-6", "own"]
 Optimizer = Literal["adam", "sgd"]
 Scale = Literal["standard", "unit"]
 Schedule = Literal["constant", "warm-up", "step", "cosine"]
@@ -159,6 +159,28 @@ def _check_name(name: str) -> str:
     return name
 
 
+def _check_path(path: str) -> str:
+    if path.startswith(("/", "~", "-")) or ".." in path.split("/") or not path.isprintable() or "$" in path:
+        raise ValueError(path)
+    return path
+
+
+def _check_arguments(arguments: Mapping[str, Any]) -> Mapping[str, Any]:
+    try:
+        same = json.loads(json.dumps(arguments, allow_nan=False)) == arguments
+    except TypeError:
+        same = False
+    if not same:  # a date, or a key that is no text
+        raise ValueError(arguments)
+    return arguments
+
+
+def _check_class(name: str) -> str:
+    if not name.isidentifier():
+        raise ValueError(name)
+    return name
+
+
 Item = TypeVar("Item")
 Several = Annotated[tuple[Item, ...], BeforeValidator(_several)]
 Count = Annotated[int, Field(ge=1), Is("a whole number of 1 or more"), _without(_excess)]
@@ -179,19 +201,37 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, serialize_by_alias=True)
 
 
-class Data(Section):
-    """The images that networks learn from."""
+DATA_NAMES = (*plan.DATA, plan.OWN)
+Path_ = Annotated[
+    str,
+    Field(min_length=1, max_length=200),
+    AfterValidator(_check_path),
+    Is("the path of a file in this repository, from its root"),
+]
 
-    name: Annotated[str, Field(pattern=f"^({'|'.join(plan.TRAINING_IMAGES)})$"), Is.one_of(plan.TRAINING_IMAGES)]
+
+class Data(Section):
+    """The images that networks learn from, or the rows of a table."""
+
+    name: Annotated[str, Field(pattern=f"^({'|'.join(DATA_NAMES)})$"), Is.one_of(DATA_NAMES)]
+    file: Path_ = plan.DATA_FILE  # of name own
     validation: Count  # images; `digits` has its own number: read Params.validation_images
     scale: Annotated[Scale, Is.one_of(get_args(Scale))]
 
 
 class Network(Section):
-    """The network: a multilayer perceptron, or a published one."""
+    """The network: a multilayer perceptron, a published one, or a module of one's own."""
 
     name: Annotated[NetworkName, Is.one_of(get_args(NetworkName))] = plan.NETWORK
     hidden: Annotated[Several[Count], _without(_excess_depth)] | None = None  # a perceptron's units per layer
+    # of name own: a torch.nn.Module, its class and what it is made with
+    file: Path_ = plan.NETWORK_FILE
+    class_: Annotated[str, AfterValidator(_check_class), Is("the name of a class of network.file")] = Field(
+        plan.NETWORK_CLASS, alias="class"
+    )
+    arguments: Annotated[
+        Mapping[str, Any], AfterValidator(_check_arguments), Is("a mapping of network.class's arguments by their names")
+    ] = Field(default_factory=dict)
     initialization: Annotated[Initialization, Is.one_of(get_args(Initialization))]
 
     @model_validator(mode="after")
@@ -366,7 +406,14 @@ class Run(Section):
     ]
     checkpoint_every: Annotated[float, Field(ge=0, le=86_400), Is("a number of seconds from 0 to 86400")] = 20.0
     engine: Annotated[Literal["local", "ray"], Is.one_of(("local", "ray"))] = "local"
+    device: Annotated[Literal["auto", "cpu", "cuda"], Is.one_of(("auto", "cpu", "cuda"))] = "auto"
     ray: Ray = Ray()
+
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        if self.engine == "ray" and self.device == "cuda":
+            _refuse([(("device",), "cuda does not go with run.engine: ray, whose workers use processors; make it cpu")])
+        return self
 
     @property
     def mixed(self) -> bool:
@@ -387,6 +434,12 @@ class Params(Section, plan.Plan):
     tracking: Tracking
     run: Run
 
+    @property
+    def unread(self) -> dict[str, set[str]]:
+        """The keys, by section, that say what own data or an own network is where there is none."""
+        unread = {"data": {"file"}} if self.data.name != plan.OWN else {}
+        return unread | ({"network": {"file", "class_", "arguments"}} if self.network.name != plan.OWN else {})
+
     @model_validator(mode="after")
     def _agree(self, info: ValidationInfo) -> Self:
         if info.context != RECORDED:
@@ -397,12 +450,51 @@ class Params(Section, plan.Plan):
         return self
 
     def _disagreements(self) -> Iterator[Mistake]:
+        yield from self._missing()
+        unusable = [*self._unusable()]
+        if unusable:  # nothing else can be known
+            yield from unusable
+            return
         yield from self._disagreements_on_images_and_sizes()
         yield from self._disagreements_on_iterations()
         yield from self._disagreements_on_arms()
         yield from self._disagreements_on_scopes()
         yield from self._disagreements_before_training()
+        yield from self._disagreements_on_normalization()
         yield from self._disagreements_on_export()
+
+    def _missing(self) -> Iterator[Mistake]:
+        """Keys that DVC reads, although they have a value where they are missing."""
+        for section, key, remedy in (
+            ("data", "file", f"give a file of your own data, or {plan.DATA_FILE}"),
+            ("network", "file", f"give a file of your own network, or {plan.NETWORK_FILE}"),
+            ("network", "class_", f"give the class of your own network, or {plan.NETWORK_CLASS}"),
+            ("network", "arguments", "give the arguments of your own network, or {}"),
+            ("prune", "rewind", "give a whole number of 0 or more"),
+        ):
+            if key not in getattr(self, section).model_fields_set:
+                yield (section, key.rstrip("_")), f"missing; {remedy}"
+
+    def _unusable(self) -> Iterator[Mistake]:
+        """Data and networks that a person brought, or put together, and that nothing can be made of."""
+        try:
+            shape = self.examples.shape
+        except LotteryError as error:
+            yield ("data", "file"), str(error)
+            return
+        if self.network.name in PUBLISHED and len(shape) == 1:
+            text = f"{self.network.name} takes images, and {self.data.name} has {shape[0]} features"
+            yield ("network", "name"), f"{text}; make it perceptron or own, or change data.name"
+        elif self.network.name in PUBLISHED and min(PUBLISHED[self.network.name].sides(shape)) < 1:
+            text = f"{self.network.name}'s kernels do not fit the {shape[0]}x{shape[1]} pixels of {self.data.name}"
+            yield ("network", "name"), f"{text}; make it perceptron, or change data.name"
+        elif len(shape) == 1 and self.data.scale == "unit":
+            yield ("data", "scale"), "unit is for images; make it standard"
+        else:
+            try:
+                _ = self.layout
+            except LotteryError as error:
+                yield ("network", "file"), str(error)
 
     def _disagreements_on_export(self) -> Iterator[Mistake]:
         level, seed = self.export.level, self.export.seed
@@ -417,31 +509,29 @@ class Params(Section, plan.Plan):
             yield ("export", "seed"), f"{text}; give best or one of {', '.join(map(str, self.train.seeds[:10]))}"
 
     def _disagreements_on_images_and_sizes(self) -> Iterator[Mistake]:
-        total, held_out, left = plan.TRAINING_IMAGES[self.data.name], self.validation_images, self.training_images
+        total, held_out, left = self.examples.training, self.validation_images, self.training_images
         if left < 1:
             text = f"{held_out} leaves none of the {total} training images; give less than {total}"
             yield ("data", "validation"), text
         elif (size := self.train.batch_size) > left:
             text = f"{size} is more than the {left} training images left ({total} - {held_out} held out)"
             yield ("train", "batch_size"), f"{text}; give {left} or less"
-        layers = [piece.size for piece in self.layout.weights]
-        hidden = [piece.size for piece in self.layout.weights if piece.kind == "hidden"]
-        kinds = {piece.kind for piece in self.layout.weights}
+        pieces = self.layout.weights
+        layers = [piece.size for piece in pieces]
+        hidden = [piece.size for piece in pieces if piece.kind == "hidden"]
+        kinds = {piece.kind for piece in pieces}
         unpruned = [kind for kind in RATES if kind in kinds and self.slower[kind] == 0]
-        whole = sum(piece.size for piece in self.layout.weights if piece.kind in unpruned)
-        if self.layout.family != "perceptron" and self.data.name == "digits":
-            text = f"{self.network.name} takes 28x28 pixels, and digits has 8x8"
-            yield ("network", "name"), f"{text}; make it perceptron, or change data.name"
+        whole = sum(piece.size for piece in pieces if piece.kind in unpruned)
         if self.prune.conv_rate is not None and "convolution" not in kinds:
-            text = f"{self.prune.conv_rate} is for convolutions, and a {self.network.name} has none; remove it"
-            yield ("prune", "conv_rate"), text
+            whose = self.network.class_ if self.network.name == plan.OWN else f"a {self.network.name}"
+            yield ("prune", "conv_rate"), f"{self.prune.conv_rate} is for convolutions, and {whose} has none; remove it"
         at_once = max(map(self.networks, self.levels))
         if (gigabytes := 24 * sum(layers) * at_once / 1e9) > MOST_MEMORY:  # weights, gradients, Adam's two, start, best
             text = f"{at_once} networks of {sum(layers)} weights at once take {gigabytes:.0f} GB of memory"
             yield ("network", "hidden"), f"{text}; give fewer units or seeds"
         for name, level in self.levels.items():
             together = self.scope(name) == "global"
-            weights = sum(layers) if together else min(hidden)
+            weights = sum(layers) if together else min(hidden or layers)
             kept = round((1 - level.sparsity) * weights)
             where = "network" if together else "smallest hidden layer"
             if kept == 0:
@@ -461,8 +551,6 @@ class Params(Section, plan.Plan):
         elif (evaluations := last // self.train.evaluate_every) > MOST_EVALUATIONS:
             text = f"{self.train.evaluate_every} evaluates each network {evaluations} times"
             yield ("train", "evaluate_every"), f"{text}; give {-(-last // MOST_EVALUATIONS)} or more"
-        if "rewind" not in self.prune.model_fields_set:  # DVC has it in the params of the stage `train`
-            yield ("prune", "rewind"), "missing; give a whole number of 0 or more"
         for section, key, value in (
             ("prune", "rewind", self.prune.rewind),
             ("train", "warm_up", self.train.warm_up),
@@ -479,7 +567,7 @@ class Params(Section, plan.Plan):
         for name in self.order:
             arms = self.arms(name)
             key = ("levels", name, "arms") if self.levels[name].arms else ("prune", "arms")
-            if self.layout.family != "perceptron" and (others := [arm for arm in arms if ARMS[arm].for_perceptrons]):
+            if self.network.name != "perceptron" and (others := [arm for arm in arms if ARMS[arm].for_perceptrons]):
                 verb, them = ("is", "it") if len(others) == 1 else ("are", "both")
                 text = f"{' and '.join(others)} {verb} for perceptrons alone, and network.name is {self.network.name}"
                 yield key, f"{text}; remove {them}"
@@ -549,6 +637,25 @@ class Params(Section, plan.Plan):
             if self.prune.rewind:
                 text = f"{self.prune.rewind} does not go with {criterion} (level {name}), which prunes iteration 0"
                 yield ("prune", "rewind"), f"{text}; make it 0"
+
+    def _disagreements_on_normalization(self) -> Iterator[Mistake]:
+        """What has no meaning for a network that normalizes."""
+        pieces, name = self.layout.pieces, self.network.class_
+        keeping = [piece.layer for piece in pieces if piece.kind == "statistics"]
+        by_input = [piece.layer for piece in pieces if piece.kind == "normalization" and piece.layer not in keeping]
+        for level in self.levels if by_input else ():
+            if self.criterion(level) == "synflow":
+                where = ("levels", level, "criterion") if self.levels[level].criterion else ("prune", "criterion")
+                text = f"synflow has no meaning for {name}, whose {by_input[0]} divides by the size of what flows in"
+                yield where, f"{text}; choose another criterion"
+        if keeping and self.train.twins:
+            text = (
+                f"true has no meaning for {name}: a line between two networks says nothing of the means and variances"
+            )
+            yield ("train", "twins"), f"{text} of {keeping[0]}; make it false"
+        if keeping and self.train.batch_size == 1:
+            text = f"1 is not enough for {keeping[0]} of {name}, which normalizes by the images of a batch"
+            yield ("train", "batch_size"), f"{text}; give 2 or more"
 
 
 def load(path: Path = Path("params.yaml")) -> Params:

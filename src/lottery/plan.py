@@ -7,22 +7,33 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from heapq import heappop, heappush
+from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from lottery.core.arms import TWINNED, Rows
-from lottery.core.layout import CLASSES, FIXED, Kind, Layout, perceptron
+from lottery.core.layout import PUBLISHED, Kind, Layout, perceptron, published
 
 if TYPE_CHECKING:
     from lottery.params import Criterion, Data, Level, Network, Prune, Scope, Train
 
-# Every data set, with the number of its training images before the validation images are taken out.
-TRAINING_IMAGES: Mapping[str, int] = {
-    "mnist": 60_000,
-    "fashion-mnist": 60_000,
-    "kmnist": 60_000,
-    "digits": 1_438,  # of 1,797 images; the rest is its test set
+
+class Examples(NamedTuple):
+    """What is known of a data set before it is there."""
+
+    training: int  # images, before the validation images are taken out
+    shape: tuple[int, ...]  # of one: (height, width), with channels as a third, or (features,)
+    classes: int
+
+
+DATA: Mapping[str, Examples] = {
+    "mnist": Examples(60_000, (28, 28), 10),
+    "fashion-mnist": Examples(60_000, (28, 28), 10),
+    "kmnist": Examples(60_000, (28, 28), 10),
+    "cifar-10": Examples(50_000, (32, 32, 3), 10),
+    "digits": Examples(1_438, (8, 8), 10),  # of 1,797 images; the rest is its test set
 }
+OWN: Final = "own"  # data, and a network, of the person who runs the pipeline
 
 BEFORE_TRAINING = ("snip", "synflow")  # criteria that look at untrained weights
 
@@ -34,6 +45,9 @@ TWINS: Final = False
 REWIND: Final = 0
 SOURCE: Final = "ticket"
 NETWORK: Final = "perceptron"
+DATA_FILE: Final = "data/example.npz"
+NETWORK_FILE: Final = "networks/example.py"
+NETWORK_CLASS: Final = "Net"
 CONV_RATE: Final = 0.5  # as in the paper's Conv-2
 OUTPUT_RATE: Final = 0.5  # prune.output_rate's default; beside 0 the only value that scope global accepts
 
@@ -54,11 +68,26 @@ class Plan:
         return Path("data") / f"{self.data.name}.safetensors"
 
     @property
+    def examples(self) -> Examples:
+        """The form of the data set. Raises LotteryError where it is a person's own and cannot be read."""
+        if self.data.name != OWN:
+            return DATA[self.data.name]
+        from lottery.files.own_data import facts  # which needs numpy
+
+        own = facts(_folder(self.data.file) / self.data.file)
+        return Examples(own.train, own.shape, own.classes)
+
+    @property
     def layout(self) -> Layout:
-        """What every network is made of."""
-        if self.network.name in FIXED:
-            return FIXED[self.network.name]()
-        return perceptron((64 if self.data.name == "digits" else 784, *(self.network.hidden or ()), CLASSES))
+        """What every network is made of. Raises LotteryError where it is a person's own and cannot be used."""
+        network, (_, shape, classes) = self.network, self.examples
+        if network.name in PUBLISHED:
+            return published(network.name, shape, classes)
+        if network.name == OWN:
+            from lottery.core.networks.own import lay_out  # which needs torch
+
+            return lay_out(network.file, network.class_, network.arguments, shape, classes, _folder(network.file))
+        return perceptron((prod(shape), *(network.hidden or ()), classes), shape)
 
     @property
     def slower(self) -> dict[Kind, float]:
@@ -69,12 +98,12 @@ class Plan:
     @property
     def validation_images(self) -> int:
         """Training images held out for early stopping: ``data.validation``, but a tenth for ``digits``."""
-        return TRAINING_IMAGES["digits"] // 10 if self.data.name == "digits" else self.data.validation
+        return DATA["digits"].training // 10 if self.data.name == "digits" else self.data.validation
 
     @property
     def training_images(self) -> int:
         """Images left to train on, validation images taken out."""
-        return TRAINING_IMAGES[self.data.name] - self.validation_images
+        return self.examples.training - self.validation_images
 
     @property
     def iterations(self) -> int:
@@ -136,3 +165,9 @@ class Plan:
     def scope(self, level: str) -> Scope:
         """Whether a level's weights are ranked layer by layer or all together."""
         return self.levels[level].scope or self.prune.scope
+
+
+def _folder(file: str) -> Path:
+    """The folder that a file of the repository is named from: this one, or in a subfolder the nearest that has it."""
+    above = [] if Path(file).is_file() else Path.cwd().parents
+    return next((folder for folder in above if (folder / file).is_file()), Path())

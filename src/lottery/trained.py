@@ -9,11 +9,13 @@ from torch import Tensor, nn
 from lottery import LotteryError, params
 from lottery.core.families import accuracy, family
 from lottery.core.images import Scaling
+from lottery.core.networks.own import learn
 from lottery.core.stack import Masks, Stack
 from lottery.files.artifacts import load_contents, load_masks, load_parameters
 from lottery.files.data import load_split, load_test
 from lottery.files.workplace import root, scratch
 from lottery.params import Params
+from lottery.plan import OWN
 from lottery.provenance import git
 from lottery.ticket.export import export as write
 from lottery.ticket.ticket import Ticket
@@ -25,7 +27,7 @@ from lottery.tracking.outputs import recorded
 class Network(nn.Module):
     """A network at its early-stopping iteration, which verdicts judge; its pruned weights are 0.
 
-    It takes uint8 images [N, ...] of as many pixels as it has inputs, scales them, and gives logits [N, 10].
+    It takes uint8 images, or float32 features, [N, ...], scales them, and gives logits [N, C].
     """
 
     def __init__(self, parameters: Stack, masks: Masks, scaling: Scaling, test_accuracy: float) -> None:
@@ -37,7 +39,7 @@ class Network(nn.Module):
             self.register_buffer(f"mask{index}", mask)  # bool, of a layer's weight's shape, True where it is kept
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits [N, 10] of uint8 images [N, ...]."""
+        """Logits [N, C] of uint8 images, or float32 features, [N, ...]."""
         logits: Tensor = self.layers(self.scaling(images.flatten(1)))
         return logits
 
@@ -49,6 +51,7 @@ def load(level: str, arm: str = "ticket", seed: int = 0, rev: str | None = None)
     LotteryError where there is no such network, or where its files are not within reach.
     """
     if rev is None:
+        _learn_own()
         return _load(root(), level, arm, seed)
     if "/" in level or level.startswith("."):  # it becomes a path
         raise LotteryError(f"level {level}: no such level; the name of one has letters, digits and hyphens alone")
@@ -61,6 +64,8 @@ def load(level: str, arm: str = "ticket", seed: int = 0, rev: str | None = None)
                 if not files.exists(f"{prefix}{path}"):
                     raise LotteryError(f"{rev}: has no {path}")
                 files.get(f"{prefix}{path}", str(folder / path), recursive=True)
+            if (network := _made(folder, level, rev).network).name == OWN:
+                learn(files.read_text(f"{prefix}{network.file}"))
         except LotteryError:
             raise
         except Exception as error:  # of DVC's, its data packages' or a remote's
@@ -75,6 +80,7 @@ def export(
 
     Raises LotteryError where there is no such network, or where the folder holds something.
     """
+    _learn_own()
     p, arm = _made(root(), level), arm or ("dense" if level == "dense" else ARM)
     models = root() / "models" / level
     if seed is None and arm in load_contents(models).rows.arms:
@@ -90,6 +96,13 @@ def export(
         ticket = write(folder, p, root(), level, (arm, seed or 0), "half" if half else "float32", initialization)
         shutil.copytree(folder, to, dirs_exist_ok=True)
     return ticket
+
+
+def _learn_own() -> None:
+    """Read the file of a person's own network, which is named from the root."""
+    file = root() / params.load(root() / "params.yaml").network.file
+    if file.is_file():
+        learn(file.read_text(encoding="utf-8"))
 
 
 def _made(folder: Path, level: str, rev: str = "") -> Params:
@@ -120,6 +133,6 @@ def _load(folder: Path, level: str, arm: str, seed: int, rev: str = "") -> Netwo
     here = [_row(models, arm, seed)]
     parameters = load_parameters(models, "early_stopping").rows(here)
     scaling = load_split(folder / p.data_file, p.validation_images, p.data.scale).scaling
-    test = family(p.layout).examples(load_test(folder / p.data_file), scaling)
+    test = family(parameters.layout).examples(load_test(folder / p.data_file), scaling)
     masks = load_masks(models).rows(here)
     return Network(parameters, masks, scaling, float(accuracy(parameters, test, 1)))

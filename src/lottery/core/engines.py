@@ -18,8 +18,10 @@ if TYPE_CHECKING:
 class Engine(Protocol):
     """The way to advance groups to their ends."""
 
-    def __call__(self, groups: Sequence[Group], threads: int, advanced: Callable[[Group], None]) -> None:
+    def __call__(self, groups: list[Group], threads: int, advanced: Callable[[Group], None]) -> None:
         """Advance the groups' states to their ends, on up to ``threads`` processors at a time.
+
+        It may put several groups in the place of one.
 
         ``advanced`` is called in this process and thread after each evaluation of a group, whose state nobody changes
         meanwhile. Raises DivergedError.

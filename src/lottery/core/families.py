@@ -1,10 +1,12 @@
 """Families of networks: what each has to offer for everything else to work with stacks of it.
 
-Adding a family is a layout in `layout` and its entry in `FIXED` there, a module in `networks` and its entry in
-`FAMILIES` here, and its name in `params.NetworkName`.
+Adding a published convolutional network is its entry in `layout.PUBLISHED` and its name in `params.NetworkName`;
+anything else that torch can express is a person's own module, and needs no change here.
 """
 
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from typing import Any, Protocol
 
 import torch
@@ -12,7 +14,6 @@ from torch import Tensor, nn
 
 from lottery.core.images import Images, Scaling, Split
 from lottery.core.layout import Layout
-from lottery.core.networks.convolutional import LeNet5
 from lottery.core.networks.module import Module
 from lottery.core.networks.perceptron import Perceptron
 from lottery.core.stack import Masks, Stack
@@ -23,11 +24,11 @@ class Learner(Protocol):
 
     gradients: Stack
 
-    def __call__(self, batch: Tensor, log_likelihoods: Tensor) -> None:
+    def __call__(self, batch: Tensor, log_likelihoods: Tensor, noise: Sequence[int] = ()) -> None:
         """Set ``gradients`` to those of each network's mean cross-entropy over its own batch.
 
         ``batch`` int64 [R, B] says which training images; log_likelihoods float32 [R, B, 1] receives each image's
-        log-likelihood, the negative of its loss.
+        log-likelihood, the negative of its loss. ``noise`` [R] seeds what the networks draw, where they draw.
         """
 
 
@@ -44,6 +45,7 @@ class Lessons(Protocol):
     """A split's images as a family's networks learn from them, which may want the networks arranged in another way."""
 
     validation: Any  # Examples for networks that are arranged
+    is_random: bool  # whether a learner draws numbers, as dropout does
 
     def __len__(self) -> int:
         """The number of training images."""
@@ -76,10 +78,10 @@ class Family(Protocol):
     def flow(self, networks: Stack, masks: Masks) -> Stack:
         """|w| dR/d|w| of the kept weights, float64; for R see `pruning.synflow`."""
 
-    def connections(self, masks: Masks) -> tuple[Tensor, ...]:
+    def connections(self, masks: Masks) -> tuple[Tensor, ...] | None:
         """Count the weights kept between any two units, [R, in, out] per layer; bool where 1 is the most.
 
-        A layer's ``out`` are the units that are the next layer's ``in``.
+        A layer's ``out`` are the units that are the next layer's ``in``. None where that is not known.
         """
 
     def picture(self, masks: Masks) -> Tensor:
@@ -95,20 +97,29 @@ class Family(Protocol):
         """The first network's masks, each in the shape of its weight in `module`."""
 
 
-FAMILIES: dict[str, Family] = {"perceptron": Perceptron(), "lenet-5": Module(LeNet5)}
+_PERCEPTRON = Perceptron()
 
 
 def family(layout: Layout) -> Family:
-    """The family of networks of this layout."""
-    return FAMILIES[layout.family]
+    """The family of networks of this layout. Raises LotteryError where a person's own module is another by now."""
+    return _PERCEPTRON if layout.family == "perceptron" else _of_modules(layout)
+
+
+@lru_cache(maxsize=8)
+def _of_modules(layout: Layout) -> Family:
+    return Module(layout)
 
 
 def score(networks: Stack, examples: Examples) -> tuple[Tensor, Tensor]:
     """Mean cross-entropy and accuracy of each network, both float64 [R]."""
-    logs = family(networks.layout).log_probabilities(networks, examples)
-    likelihoods = logs.gather(2, examples.labels.expand(len(networks), -1)[..., None])
+    return mean_scores(family(networks.layout).log_probabilities(networks, examples), examples.labels)
+
+
+def mean_scores(logs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean cross-entropy and accuracy, both float64 [R], of log-probabilities [R, N, C] for labels [N]."""
+    likelihoods = logs.gather(2, labels.expand(len(logs), -1)[..., None])
     loss = torch.stack([-network.double().mean() for network in likelihoods])
-    accuracy = (logs.argmax(dim=2) == examples.labels).double().mean(dim=1)
+    accuracy = (logs.argmax(dim=2) == labels).double().mean(dim=1)
     return loss, accuracy
 
 

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -11,9 +12,9 @@ CHUNK = 250  # images that are measured together; their activations (300 KB at 3
 
 @dataclass(frozen=True)
 class Images:
-    """N images of D pixels and their classes."""
+    """N images of D pixels and their classes; D values of a colour image, or the D features of a row of a table."""
 
-    pixels: Tensor  # uint8 [N, D]
+    pixels: Tensor  # uint8 [N, D], rows, columns and channels in this order; float32 of features
     labels: Tensor  # int64 [N]
 
     def __len__(self) -> int:
@@ -30,15 +31,30 @@ def as_square(values: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Scaling:
-    """A network's input is (pixel - shift) / scale, in float32."""
+    """A network's input is (pixel - shift) / scale, in float32, by channels.
 
-    shift: float
-    scale: float
+    Pixel i of an image is of channel i modulo C: grey images have one channel, and each feature of a table is its own.
+    """
+
+    shift: tuple[float, ...]  # [C]
+    scale: tuple[float, ...]  # [C]
 
     def __call__(self, pixels: Tensor, out: Tensor | None = None) -> Tensor:
-        """Scale uint8 pixels [..., D] to float32 of the same shape, into ``out`` where one is given."""
-        inputs = torch.empty(pixels.shape, dtype=torch.float32) if out is None else out
-        return inputs.copy_(pixels).sub_(self.shift).div_(self.scale)
+        """Scale pixels [..., D] to float32 of the same shape, into ``out`` where one is given."""
+        inputs = torch.empty(pixels.shape, dtype=torch.float32, device=pixels.device) if out is None else out
+        inputs.copy_(pixels)
+        if len(self.shift) == 1:
+            return inputs.sub_(self.shift[0]).div_(self.scale[0])
+        by_channel = inputs.view(*inputs.shape[:-1], -1, len(self.shift))
+        shift, scale = _on(inputs.device, self)
+        by_channel.sub_(shift).div_(scale)
+        return inputs
+
+
+@lru_cache(maxsize=8)
+def _on(device: torch.device, scaling: Scaling) -> tuple[Tensor, Tensor]:
+    """A scaling's numbers on a device, for which each copy would be waited for."""
+    return torch.tensor(scaling.shift, device=device), torch.tensor(scaling.scale, device=device)
 
 
 @dataclass(frozen=True)

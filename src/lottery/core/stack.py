@@ -61,6 +61,10 @@ class Stack:
         """A copy."""
         return Stack(self.flat.clone(), self.layout)
 
+    def to(self, device: torch.device) -> "Stack":
+        """The networks on a device; themselves where they are there."""
+        return Stack(self.flat.to(device), self.layout)
+
     def masked(self, masks: "Masks") -> "Stack":
         """A copy whose pruned weights are 0."""
         return Stack(self.flat.masked_fill(~masks.flat, 0), self.layout)
@@ -85,12 +89,16 @@ def initialize(layout: Layout, scheme: Initialization, generators: Sequence[Gene
     ``glorot-normal`` draws weights from N(0, 2 / (in + out)) and starts biases at 0 (Glorot & Bengio 2010; Frankle &
     Carbin 2019, figure 2). ``kaiming-uniform`` draws both from U(-1/sqrt(in), 1/sqrt(in)), PyTorch's default.
     ``kaiming-normal`` draws weights from N(0, 2 / in) (He et al. 2015, section 2.2) and biases as kaiming-uniform:
-    open_lth's default, which leaves biases as PyTorch made them.
+    open_lth's default, which leaves biases as PyTorch made them. Normalization begins as PyTorch's: it scales by 1 and
+    shifts by 0, and has seen means of 0 and variances of 1.
     """
     networks = Stack.zeros(len(generators), layout)
-    layers = list(zip(layout.weights, networks.weights, networks.biases, strict=True))
+    for piece in layout.others:
+        if piece.kind in ("normalization", "statistics") and not piece.name.endswith((".bias", ".running_mean")):
+            networks[piece.name].fill_(1)
+    biases = {piece.layer: networks[piece.name] for piece in layout.biases}
     for row, generator in enumerate(generators):
-        for piece, weight, bias in layers:
+        for piece, weight in zip(layout.weights, networks.weights, strict=True):
             inputs, outputs = piece.fans
             drawn = torch.empty(piece.shape)  # in the order of its shape, however the piece lies in memory
             bound = 1 / math.sqrt(inputs)
@@ -100,6 +108,6 @@ def initialize(layout: Layout, scheme: Initialization, generators: Sequence[Gene
                 fans = inputs + outputs if scheme == "glorot-normal" else inputs
                 drawn.normal_(0, math.sqrt(2 / fans), generator=generator)
             weight[row] = drawn
-            if scheme != "glorot-normal":
-                bias[row].uniform_(-bound, bound, generator=generator)
+            if scheme != "glorot-normal" and piece.layer in biases:
+                biases[piece.layer][row].uniform_(-bound, bound, generator=generator)
     return networks

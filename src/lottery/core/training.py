@@ -90,37 +90,39 @@ class DivergedError(ArithmeticError):
 
 
 class Optimizer:
-    """``torch.optim``'s Adam or SGD on one tensor, by the operator that its step ends in.
+    """``torch.optim``'s Adam or SGD on tensors of one shape each, by the operator that its step ends in.
 
     Calling that operator saves 40 of an iteration's 1,200 microseconds.
     """
 
-    def __init__(self, recipe: Recipe, parameters: Tensor, moments: Tensor) -> None:
+    def __init__(
+        self, recipe: Recipe, parameters: Sequence[Tensor], moments: Sequence[Sequence[Tensor]], done: int
+    ) -> None:
         self.recipe = recipe
-        self.parameters = parameters
-        self.moments = list(moments)  # [moments_of(recipe), *parameters.shape]
-        self._rates = recipe.rates
-        self._iteration = torch.zeros(())
+        self.parameters = list(parameters)
+        self.moments = [list(each) for each in moments]  # [moments_of(recipe)], each like the parameters
+        self.done = torch.full((), float(done), device=self.parameters[0].device)  # iterations
 
     @staticmethod
     def moments_of(recipe: Recipe) -> int:
         """The number of tensors like the parameters that the optimizer remembers; they start at zero."""
         return 2 if recipe.optimizer == "adam" else int(recipe.momentum > 0)
 
-    def step(self, gradients: Tensor, iteration: int) -> None:
-        """Update the parameters in place by gradients of the same shape; the first is iteration ``start`` + 1."""
-        r, rate = self.recipe, self._rates[iteration - 1]
+    def step(self, gradients: list[Tensor], rate: float | Tensor) -> None:
+        """Update the parameters in place by gradients of the same shapes, at a learning rate."""
+        r = self.recipe
         if r.optimizer == "adam":
             first, second = self.moments
+            self.done.add_(1)
             torch._fused_adam_(
-                [self.parameters], [gradients], [first], [second], [], [self._iteration.fill_(iteration - r.start)],
+                self.parameters, gradients, first, second, [], [self.done] * len(gradients),
                 amsgrad=False, lr=rate, beta1=0.9, beta2=0.999, weight_decay=r.weight_decay, eps=1e-8,
                 maximize=False,
             )  # fmt: skip
         else:
             # a buffer of zeros is what torch.optim starts with when dampening is 0
             torch._fused_sgd_(
-                [self.parameters], [gradients], self.moments, lr=rate, momentum=r.momentum,
+                self.parameters, gradients, *(self.moments or [[]]), lr=rate, momentum=r.momentum,
                 weight_decay=r.weight_decay, dampening=0.0, nesterov=False, maximize=False, is_first_step=False,
             )  # fmt: skip
 
@@ -200,6 +202,14 @@ class State:
         several = {name: tensor[_of_networks(name, rows)] for name, tensor in self.tensors().items()}
         return self.of(several, self.parameters.layout)
 
+    def to(self, device: torch.device) -> "State":
+        """A state of the same values whose networks are on a device; its history stays."""
+        here = ("history", "evaluated")
+        tensors = {
+            name: each.clone() if name in here else each.to(device, copy=True) for name, each in self.tensors().items()
+        }
+        return self.of(tensors, self.parameters.layout)
+
     def copy(self) -> "State":
         """A state of the same values in memory of its own."""
         return self.of({name: tensor.clone() for name, tensor in self.tensors().items()}, self.parameters.layout)
@@ -233,6 +243,8 @@ class Group:
     less time between the gradients and the next iteration, at 0.05 three quarters less.
     """
 
+    GATHERS = True
+
     def __init__(self, first: int, task: Task, masks: Masks | None, lessons: Lessons, state: State) -> None:
         self.first = first
         self.task = task
@@ -241,7 +253,9 @@ class Group:
         self.masks = masks
         # as float because multiplying by booleans takes 190 microseconds where multiplying by floats takes 24
         keep = None if masks is None or masks.flat.all() else masks.flat.float()
-        sparse = keep is not None and bool(keep.mean() < SPARSE)
+        # where there are statistics, which no optimizer changes, more than the kept ones change
+        gathers = self.GATHERS and task.layout.trained == task.layout.starts[-1]
+        sparse = keep is not None and gathers and bool(keep.mean() < SPARSE)
         self._keep = None if sparse else keep
         # int64 [K], the places in the flattened parameters that training changes; None: all
         self.kept = keep.flatten().nonzero().flatten() if keep is not None and sparse else None
@@ -281,7 +295,7 @@ class Group:
         losses = torch.empty(until - iteration, len(parameters), self.task.recipe.batch_size, 1)
         update, finish = self._update()
         for log_likelihoods in losses:
-            learner(self._batch(iteration), log_likelihoods)
+            learner(self._batch(iteration), log_likelihoods, self._noise(iteration))
             iteration += 1
             update(iteration)
             if iteration == self.task.recipe.rewind:
@@ -292,13 +306,15 @@ class Group:
     def _update(self) -> tuple[Callable[[int], None], Callable[[], None]]:
         """Two functions: one updates kept weights and biases after a batch, one ends the updates of an evaluation."""
         gradients, parameters, moments = self._learner.gradients.flat, self.state.parameters.flat, self.state.moments
+        rates, done = self.task.recipe.rates, self.iteration - self.task.recipe.start
         if self.kept is None:
-            optimizer = Optimizer(self.task.recipe, parameters, moments)
+            optimizer = Optimizer(self.task.recipe, self._trained(parameters), [*map(self._trained, moments)], done)
+            trained_gradients = self._trained(gradients)
 
             def update(iteration: int) -> None:
                 if self._keep is not None:
                     gradients.mul_(self._keep)
-                optimizer.step(gradients, iteration)
+                optimizer.step(trained_gradients, rates[iteration - 1])
 
             return update, lambda: None
 
@@ -309,11 +325,11 @@ class Group:
         torch.index_select(parameters, 0, kept, out=kept_parameters)
         for moment, kept_moment in zip(moments, gathered[2:], strict=True):
             torch.index_select(moment.view(-1), 0, kept, out=kept_moment[: len(kept)])
-        sparse_optimizer = Optimizer(self.task.recipe, gathered[0], gathered[2:])
+        sparse_optimizer = Optimizer(self.task.recipe, [gathered[0]], [[moment] for moment in gathered[2:]], done)
 
         def update_kept(iteration: int) -> None:
             torch.index_select(gradients, 0, kept, out=kept_gradients)
-            sparse_optimizer.step(gathered[1], iteration)
+            sparse_optimizer.step([gathered[1]], rates[iteration - 1])
             parameters.scatter_(0, kept, kept_parameters)
 
         def finish() -> None:
@@ -321,6 +337,11 @@ class Group:
                 moment.view(-1).scatter_(0, kept, kept_moment[: len(kept)])
 
         return update_kept, finish
+
+    def _trained(self, rows: Tensor) -> list[Tensor]:
+        """Views of what gradients change in rows [R, P]: all as one, or where there are statistics a view per row."""
+        end = self.task.layout.trained
+        return [rows] if end == rows.shape[1] else [row[:end] for row in rows]
 
     def _batch(self, iteration: int) -> Tensor:
         """Each network's batch after ``iteration``: indices of images, int64 [R, B]."""
@@ -332,14 +353,27 @@ class Group:
             self._epoch = epoch, torch.stack([order[:whole].view(-1, batch) for order in orders], dim=1)
         return self._epoch[1][place]
 
+    def _noise(self, iteration: int) -> tuple[int, ...]:
+        """The seeds of what each network draws after ``iteration``, where its family draws: as the batches, from the
+        seed and the level's path.
+        """
+        if not self.lessons.is_random:
+            return ()
+        purpose = f"noise of {self.task.recipe.order}"
+        draws = (generator(purpose, seed, self.task.path, iteration) for seed in self.task.seeds)
+        return tuple(each.initial_seed() for each in draws)
+
     def _evaluate(self, iteration: int, train_loss: Tensor) -> None:
-        losses, accuracies = score(self.state.parameters, self.lessons.validation)
+        losses, accuracies = self._score()
         for r, loss in enumerate(losses.tolist()):
             if not math.isfinite(loss):
                 raise DivergedError(self.first + r, iteration)
         self.state.history[:, :, int(self.state.evaluated)] = torch.stack([train_loss, losses, accuracies])
         self.state.evaluated += 1
         self.keep_best()
+
+    def _score(self) -> tuple[Tensor, Tensor]:
+        return score(self.state.parameters, self.lessons.validation)
 
     def keep_best(self) -> None:
         """Keep the parameters of the networks whose last evaluation is their best; the start's is no candidate."""
@@ -359,6 +393,11 @@ def group_size(networks: int, parameters: int, threads: int) -> int:
     return max(1, min(GROUP_BYTES // (20 * parameters), -(-networks // threads)))
 
 
+def teach(layout: Layout, split: Split) -> Lessons:
+    """A split's images as the networks of a layout learn from them on processors."""
+    return family(layout).lessons(split)
+
+
 def train(
     start: Stack,
     masks: Masks | None,
@@ -372,6 +411,7 @@ def train(
     saved: Callable[[int], State | None] = lambda row: None,
     advanced: Callable[[Group], None] = lambda group: None,
     engine: engines.Engine = engines.run,
+    lessons: Callable[[Layout, Split], Lessons] = teach,
 ) -> Trained:
     """Train R networks from ``start`` on the split's training images.
 
@@ -382,14 +422,14 @@ def train(
     ``threads``, ``group`` (networks trained together on a thread), ``saved`` (the state from which a row's network goes
     on, None for its start) and ``advanced`` (called in this process and thread after each evaluation of a group, before
     the group goes on) change nothing in the result, to the bit: every operator runs on one thread and every matrix
-    product is one network's.
+    product is one network's. ``engine`` and what makes the ``lessons`` may be a device's; see `device`.
 
     Raises DivergedError where a validation loss is not finite.
     """
     size = group or group_size(len(start), start.flat.shape[1], threads)
     recipes = [recipe] * len(start) if isinstance(recipe, Recipe) else recipe
-    lessons = family(start.layout).lessons(split)
-    start, masks = lessons.arranged(start), masks and lessons.arranged(masks)
+    own = lessons(start.layout, split)
+    start, masks = own.arranged(start), masks and own.arranged(masks)
     earlier = [saved(row) for row in range(len(start))]
     groups = []
     kinds = [(recipe, state and int(state.evaluated)) for recipe, state in zip(recipes, earlier, strict=True)]
@@ -397,20 +437,20 @@ def train(
         task = Task(start.layout, tuple(seeds[rows]), tuple(path), recipes[rows.start])
         states = [state for state in earlier[rows] if state]
         state = State.joined(states) if states else State.begin(task, start.rows(rows))
-        groups.append(Group(rows.start, task, masks and masks.rows(rows), lessons, state))
+        groups.append(Group(rows.start, task, masks and masks.rows(rows), own, state))
     del earlier
     engine(groups, threads, advanced)
     states = [group.state for group in groups]
     rewound = [group.state.rewound for group in groups if group.task.recipe.rewind]
     return Trained(
-        final=lessons.restored(stack([state.parameters for state in states])),
-        early_stopping=lessons.restored(stack([state.early_stopping for state in states])),
+        final=own.restored(stack([state.parameters for state in states])),
+        early_stopping=own.restored(stack([state.early_stopping for state in states])),
         histories=tuple(
             History(group.task.recipe.evaluations, *network)
             for group in groups
             for network in group.state.history.unbind(dim=1)
         ),
-        rewound=lessons.restored(stack(rewound)) if rewound else None,
+        rewound=own.restored(stack(rewound)) if rewound else None,
     )
 
 

@@ -11,6 +11,7 @@ from scipy.signal import convolve2d
 
 from lottery import LotteryError
 from lottery.core.images import Scaling
+from lottery.core.layout import PUBLISHED
 from lottery.demo.frame import Pixels, as_address
 from lottery.evaluation.tables import load_table
 from lottery.files.sealed import MISSING
@@ -53,12 +54,20 @@ class Network:
 
 
 def connections(ticket: Ticket) -> NDArray[np.int64]:
-    """Count the first layer's connections that each pixel keeps, [H, W]; a pixel that no output depends on has none."""
-    mask = ticket.masks[ticket.facts.layout.weights[0].name]
-    if mask.ndim == 4:  # every pixel lies below several places of a kernel, at an edge below fewer
-        moves = [side - length + 1 for side, length in zip(ticket.facts.image, mask.shape[2:], strict=True)]
+    """Count the first layer's connections that each pixel keeps, [H, W]; a pixel that no output depends on has none.
+
+    Of a person's own network it is not known, and each has one.
+    """
+    layout = ticket.facts.layout
+    mask = ticket.masks[layout.weights[0].name]
+    if layout.own is not None:
+        return np.ones(ticket.facts.image, np.int64)
+    if layout.family in PUBLISHED:  # every pixel lies below several places of a kernel, at an edge below fewer
+        padding, sides = PUBLISHED[layout.family].padding, zip(ticket.facts.image, mask.shape[2:], strict=True)
+        moves = [side + 2 * padding - length + 1 for side, length in sides]
         found: NDArray[np.int64] = convolve2d(np.ones(moves, np.int64), mask.sum(axis=(0, 1)))
-        return found
+        height, width = ticket.facts.image
+        return found[padding : padding + height, padding : padding + width]
     kept = np.zeros(len(mask), np.int64)
     kept[ticket.compact.inputs] = mask[ticket.compact.inputs].sum(axis=1)
     return kept.reshape(ticket.facts.image)
@@ -89,4 +98,4 @@ def load_networks(p: Params, scaling: Scaling) -> list[Network]:
     for row in rows:
         if row not in accuracies:
             raise LotteryError(f"{TABLE}: has no {' '.join(map(str, row))}; `dvc repro` makes it anew")
-    return [Network.of(ticket_of(MODELS / row[0], row[1:], accuracies[row], p.data.name, scaling)) for row in rows]
+    return [Network.of(ticket_of(p, MODELS / row[0], row[1:], accuracies[row], scaling)) for row in rows]

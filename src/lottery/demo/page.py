@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy.special import softmax
 
-from lottery.core.layout import CLASSES
+from lottery import LotteryError
 from lottery.demo.frame import Frame, Pixels, as_address, as_ink
 from lottery.demo.networks import Network, load_networks
 from lottery.files.data import TORCHVISION_CLASSES, load_split, torchvision_datasets
@@ -35,10 +35,16 @@ class Demo:
     @classmethod
     def of(cls, p: Params) -> "Demo":
         """Load what params.yaml asks for. Raises LotteryError where an output is missing."""
+        _, shape, count = p.examples
+        if len(shape) != 2 or shape[0] != shape[1]:
+            raise LotteryError(
+                f"params.yaml: data.name: {p.data.name} has no grey square images, and others cannot be drawn; "
+                "choose mnist, fashion-mnist, kmnist or digits"
+            )
         split = load_split(p.data_file, p.validation_images, p.data.scale)
         networks = load_networks(p, split.scaling)
         images = split.train.pixels[:MEASURED].numpy().reshape(-1, *networks[0].connections.shape)
-        classes = [str(number) for number in range(CLASSES)]
+        classes = [str(number) for number in range(count)]
         if p.data.name in ("fashion-mnist", "kmnist"):
             classes = getattr(torchvision_datasets(), TORCHVISION_CLASSES[p.data.name]).classes
         return cls(p.data.name, Frame.of(images), networks, classes)
@@ -63,9 +69,10 @@ class Demo:
         """The macros of page.html.j2."""
         return TEMPLATE.make_module({"demo": self, **names})
 
-    @staticmethod
-    def _said(network: Network, image: Pixels | None) -> dict[str, Any]:
-        shares = np.zeros(CLASSES) if image is None else softmax(network.logits(image[None])[0].astype(np.float64))
+    def _said(self, network: Network, image: Pixels | None) -> dict[str, Any]:
+        shares = np.zeros(len(self.classes))
+        if image is not None:
+            shares = softmax(network.logits(image[None])[0].astype(np.float64))
         first = None if image is None else int(shares.argmax())
         return {"network": network, "picture": network.picture(image), "shares": shares.tolist(), "first": first}
 

@@ -6,12 +6,13 @@ the two, a network's error rises above that of its ends by the barrier; where it
 valley was settled before the batch orders could decide it.
 """
 
+from collections.abc import Callable
+
 import pandas as pd
 import torch
 from torch import Tensor
 
 from lottery.core.arms import Rows
-from lottery.core.families import Examples, accuracy
 from lottery.core.stack import Stack
 
 POINTS = 31  # evenly spaced on the line, both ends among them
@@ -20,7 +21,10 @@ BARRIERS = {"barrier_test": "test images", "barrier_train": "training images"}  
 COLUMNS = ("level", "arm", "seed", *BARRIERS)  # of reports/tables/connectivity.csv
 
 
-def errors_between(first: Stack, second: Stack, examples: Examples, threads: int) -> Tensor:
+Accuracy = Callable[[Stack], Tensor]  # of R networks on some images, float64 [R]
+
+
+def errors_between(first: Stack, second: Stack, accuracy: Accuracy) -> Tensor:
     """Error (1 - accuracy) at each point from ``first`` to ``second``, float64 [R, POINTS].
 
     Both hold R networks.
@@ -29,22 +33,19 @@ def errors_between(first: Stack, second: Stack, examples: Examples, threads: int
     for point in range(POINTS):
         place = point / (POINTS - 1)  # weighted so that the ends are the two networks to the bit
         between = Stack((1 - place) * first.flat + place * second.flat, first.layout)
-        errors.append(1 - accuracy(between, examples, threads))
+        errors.append(1 - accuracy(between))
     return torch.stack(errors, dim=1)
 
 
-def barrier(first: Stack, second: Stack, examples: Examples, threads: int) -> Tensor:
+def barrier(first: Stack, second: Stack, accuracy: Accuracy) -> Tensor:
     """The highest error on the line between two networks minus the mean of its two ends, a fraction, float64 [R]."""
-    errors = errors_between(first, second, examples, threads)
+    errors = errors_between(first, second, accuracy)
     return errors.amax(dim=1) - errors[:, [0, -1]].mean(dim=1)
 
 
-Measured = tuple[Examples, int]  # with how many threads, as `barrier` takes them
-
-
-def table(rows: Rows, first: Stack, second: Stack, test: Measured, train: Measured) -> pd.DataFrame:
+def table(rows: Rows, first: Stack, second: Stack, test: Accuracy, train: Accuracy) -> pd.DataFrame:
     """A level's rows of reports/tables/connectivity.csv, one per network with a twin."""
-    barriers = {column: barrier(first, second, *on) for column, on in zip(BARRIERS, (test, train), strict=True)}
+    barriers = {column: barrier(first, second, on) for column, on in zip(BARRIERS, (test, train), strict=True)}
     return pd.DataFrame([*rows], columns=["arm", "seed"]).assign(**barriers)
 
 

@@ -62,9 +62,12 @@ def weights_on_paths(connections: Connections) -> Tensor:
 def of_networks(masks: Masks) -> dict[str, Tensor]:
     """The measures of each network alone, [R], by their names in reports/tables/networks.csv and MLflow.
 
-    The effective density is the weights on a path from an input to an output / prunable weights.
+    The effective density is the weights on a path from an input to an output / prunable weights; NaN, and the only one,
+    where nobody knows which layer reads which.
     """
     connections = family(masks.layout).connections(masks)
+    if connections is None:
+        return {"effective_density": torch.full((len(masks),), torch.nan, dtype=torch.float64)}
     inputs, *hidden, _ = (units.sum(dim=1) for units in connected(connections))
     counts = {f"connected_hidden{layer}": units for layer, units in enumerate(hidden, start=1)}
     effective = weights_on_paths(connections).double() / masks.layout.prunable
@@ -129,11 +132,13 @@ def _describe_arm(arm: str, masks: Masks) -> Iterable[tuple[Any, ...]]:
     sizes = np.array([piece.size for piece in masks.layout.weights])
     kept = weights_kept(masks).numpy()
     connections = family(masks.layout).connections(masks)
-    units = [float(units.sum(dim=1).double().mean()) for units in connected(connections)]
+    units = [math.nan] * (len(sizes) + 1)
+    if connections is not None:
+        units = [float(units.sum(dim=1).double().mean()) for units in connected(connections)]
     for layer, (mask, size) in enumerate(zip(masks.weights, sizes.tolist(), strict=True)):
         density, overlap = kept[:, layer].mean() / size, over_pairs(jaccard, list(mask))
         by_chance = over_pairs(partial(chance, size), kept[:, layer].tolist())
-        by_input = math.nan if layer or mask.dim() > 3 else _chance_by_input(connections[0], size)
+        by_input = math.nan if layer or mask.dim() > 3 or not connections else _chance_by_input(connections[0], size)
         yield arm, str(layer), density, units[layer], units[layer + 1], overlap, by_chance, by_input
     together = torch.cat([mask.flatten(1) for mask in masks.weights], dim=1)
     density, overlap = kept.sum(axis=1).mean() / sizes.sum(), over_pairs(jaccard, list(together))

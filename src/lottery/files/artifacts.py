@@ -51,10 +51,11 @@ class Contents:
     rows: Rows
     made_from: Mapping[str, str] = field(default_factory=dict, compare=False)  # the seals of data, dense and parent
     mixed: bool = False  # trained where torch, numpy or the processor may have been others than the stage's
+    device: str = ""  # the GPU that they were trained on; empty: a processor
     seal: str = field(default="", compare=False)  # stands for all that is in the folder
 
 
-def save_level(level: Level, folder: Path, made_from: Mapping[str, str], mixed: bool = False) -> None:
+def save_level(level: Level, folder: Path, made_from: Mapping[str, str], mixed: bool = False, device: str = "") -> None:
     """Write a trained level's folder; the old one stays until the new one is whole."""
     trained, layout = level.trained, level.start.layout
     states = {"initial": level.start, "final": trained.final, "early_stopping": trained.early_stopping}
@@ -77,7 +78,8 @@ def save_level(level: Level, folder: Path, made_from: Mapping[str, str], mixed: 
         (new / HISTORY).write_bytes(history)
         seals[HISTORY] = hashlib.sha256(history).hexdigest()
         facts = _facts(layout, level.path, level.rows) | {"made_from": dict(made_from), "files": seals}
-        masks, _ = sealed(packed, facts | ({"mixed": True} if mixed else {}))
+        facts |= ({"mixed": True} if mixed else {}) | ({"device": device} if device else {})
+        masks, _ = sealed(packed, facts)
         (new / MASKS).write_bytes(masks)
 
 
@@ -115,9 +117,9 @@ def load_contents(folder: Path) -> Contents:
 def _contents(file: Sealed) -> Contents:
     facts = dict(file.facts)
     facts.pop("files", None)
-    made_from, mixed = facts.pop("made_from", {}), facts.pop("mixed", False)
+    made_from, mixed, device = facts.pop("made_from", {}), facts.pop("mixed", False), facts.pop("device", "")
     path, arms, seeds = (tuple(facts.pop(key)) for key in ("path", "arms", "seeds"))
-    return Contents(described(**facts), path, Rows(arms, seeds), made_from, mixed, file.seal)
+    return Contents(described(**facts), path, Rows(arms, seeds), made_from, mixed, device, file.seal)
 
 
 def load_masks(folder: Path) -> Masks:

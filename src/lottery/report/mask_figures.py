@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # most stages only save mask pictures, which need none of the
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+KERNELS = "place of a kernel"  # `Layout.place` of convolutions
 PICTURE = 280  # pixels; the MLflow UI shows a smaller image as a stamp
 BAR = 10  # pixels; the height of the bar of colours below a picture
 CONNECTIONS = "viridis"  # the colour map of connections kept
@@ -66,7 +67,7 @@ def mask_inputs(results: Results) -> Figure:
     side, gap = WIDTH / max(columns, 3) - 0.25, 0.85  # inches
     each = results.layout.place
     over = f", mean over {results.seeds} seeds" if results.seeds > 1 else ""
-    over = over if each == "pixel" else ", first seed"  # whose kernels are not those of other seeds
+    over = over if each != KERNELS else ", first seed"  # whose kernels are not those of other seeds
     figure = drawing.new_figure(0.35 + rows * (side + gap), f"First-layer connections that each {each} keeps{over}")
     figure.set_layout_engine("none")
     for place, (level, picture) in enumerate(results.pictures.items()):
@@ -87,7 +88,7 @@ def mask_inputs(results: Results) -> Figure:
         bar.set_label("connections", size="small", labelpad=-6)  # between the two numbers
         bar.outline.set_visible(False)
     shown = {level: results.pictures[level] for level in drawing.spread(list(results.pictures), 8)}
-    if each != "pixel":
+    if each == KERNELS:
         said = "; ".join(f"{level} {np.nanmean(picture):.2f}" for level, picture in shown.items())
         return drawing.describe(figure, f"Connections kept per {each}, the mean: {said}.")
     said = "; ".join(
@@ -99,8 +100,11 @@ def mask_inputs(results: Results) -> Figure:
 def mask_structure(results: Results) -> Figure:
     """How many inputs and hidden units have lost their connections, and how much of what is kept is on no path."""
     counts = [column for column in results.networks if column.startswith("connected_")]
+    if not counts:
+        figure = drawing.new_figure(3.0, "What pruning cuts off")
+        return _with_words(figure, "Which layer reads which is not known of a network of one's own.")
     units = ("channels" if layer.startswith("convolution") else "units" for layer in results.layers[:-1])
-    inputs = "inputs" if results.layout.place == "pixel" else "channels of the images"
+    inputs = "inputs" if results.layout.place != KERNELS else "channels of the images"
     names = [inputs, *(f"{kind} of {layer}" for kind, layer in zip(units, results.layers[:-1], strict=True))]
     rows = math.ceil((len(counts) + 1) / 2)
     figure = drawing.new_figure(0.9 + 2.6 * rows, "What pruning cuts off")

@@ -8,7 +8,7 @@ import base64
 import math
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from io import BytesIO
 from pathlib import Path
@@ -55,6 +55,7 @@ class Findings:
     tables: str  # the MD5 sum of reports/tables, as dvc.lock has it
     # levels trained where torch, numpy or the processor may have been others than the stage's
     mixed: Sequence[str] = ()
+    devices: Mapping[str, str] = field(default_factory=dict)  # the GPUs of the levels that were trained on one
 
     @cached_property
     def judged(self) -> list[dict[str, Any]]:

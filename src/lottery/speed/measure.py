@@ -74,7 +74,7 @@ def load(p: Params, chosen: Sequence[str] = ()) -> dict[str, Ticket]:
     for level in levels:
         check_level(p, level)
     return {
-        level: ticket_of(MODELS / level, network, float("nan"), p.data.name, scaling)
+        level: ticket_of(p, MODELS / level, network, float("nan"), scaling)
         for level, network in best_networks(p, MODELS).items()
         if level == "dense" or not chosen or level in chosen
     }

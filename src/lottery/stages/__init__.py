@@ -73,6 +73,26 @@ def threads(params: Params) -> int:
     return torch.get_num_threads() if params.run.threads == "auto" else params.run.threads
 
 
+def device(params: Params) -> str:
+    """The device that `run.device` asks for, cpu or cuda. Raises LotteryError where a GPU is not there."""
+    if params.run.device == "cpu" or params.run.engine != "local":
+        return "cpu"
+    import torch
+
+    if torch.cuda.is_available():
+        return "cuda"
+    if params.run.device == "cuda":
+        raise LotteryError("params.yaml: run.device: cuda: torch sees no GPU here; make it auto or cpu")
+    return "cpu"
+
+
+def device_name(params: Params) -> str:
+    """The name of the GPU that networks are trained and measured on; empty where that is the processor."""
+    import torch
+
+    return torch.cuda.get_device_name() if device(params) == "cuda" else ""
+
+
 def level_name() -> str:
     """The level that DVC runs this stage for.
 

@@ -16,7 +16,7 @@ from threading import Thread
 import torch
 
 from lottery.params import Params
-from lottery.stages import BEGAN_WITH, STAGE, signals, threads
+from lottery.stages import BEGAN_WITH, STAGE, device, signals, threads
 from lottery.stages.progress import expected
 
 PATIENCE = 5.0  # seconds in which one that is told to end saves
@@ -28,7 +28,7 @@ def training(params: Params, level: str, train: Callable[[str], object]) -> Iter
 
     Those levels are the ones that `lottery repro` expects DVC to run; where nobody knows, there are none.
     """
-    local = params.run.engine == "local" and sys.platform == "linux"
+    local = params.run.engine == "local" and device(params) == "cpu" and sys.platform == "linux"
     idle = threads(params) - params.networks(level) if BEGAN_WITH and local else 0
     later = _later(params, level)
     shares = [later[first::idle] for first in range(idle) if later[first:]]

@@ -12,12 +12,14 @@ import torch
 from torch import Tensor
 
 from lottery import params, tracking
+from lottery.core import device as devices
 from lottery.core.families import accuracy, family
+from lottery.core.images import Images
 from lottery.core.pruning import density, weights_kept
 from lottery.core.stack import Stack, stack
 from lottery.evaluation import claims, connectivity, structure, verdicts
 from lottery.evaluation import tables as reports
-from lottery.evaluation.connectivity import Measured
+from lottery.evaluation.connectivity import Accuracy
 from lottery.evaluation.statistics import early_stopping, reached, summarize
 from lottery.files.artifacts import load_contents, load_history, load_masks, load_parameters, load_twins
 from lottery.files.checkpoints import remove_trained
@@ -26,7 +28,7 @@ from lottery.files.sealed import seal_folder
 from lottery.files.workplace import replacing
 from lottery.params import Params
 from lottery.plan import BEFORE_TRAINING
-from lottery.stages import run, threads
+from lottery.stages import device, run, threads
 from lottery.stages.levels import check_level, check_origin
 from lottery.stages.progress import report
 from lottery.ticket.sizes import sizes
@@ -43,9 +45,13 @@ def main() -> None:
     remove_trained()
     with tracking.stage(p, "evaluate") as tracked:
         tracked.connect()
+        made_on: dict[str, list[str]] = {}
         for name in ("dense", *p.order):
-            check_level(p, name)
+            made_on.setdefault(check_level(p, name).device or "a processor", []).append(name)
             check_origin(p, name)
+        if len(made_on) > 1:
+            said = "; ".join(f"{', '.join(names)} on {name}" for name, names in made_on.items())
+            print(f"warning: levels were trained on different devices: {said}", file=sys.stderr)
         on_test, on_train = images(p)
         networks = measure(p, on_test, on_train)
         levels = summarize(networks).assign(trainings=lambda table: table["level"].map(lambda name: trainings(p, name)))
@@ -102,16 +108,21 @@ def judge_claims(p: Params, networks: pd.DataFrame) -> list[tuple[claims.Claim, 
     return claims.judge(networks[networks["level"].isin(alike)], p.iterations)
 
 
-def images(p: Params) -> tuple[Measured, Measured]:
-    """The test images and the training images, as `families.accuracy` takes them."""
-    split = load_split(p.data_file, p.validation_images, p.data.scale)
-    on_test, on_train = (
-        family(p.layout).examples(part, split.scaling) for part in (load_test(p.data_file), split.train)
-    )
-    return (on_test, threads(p)), (on_train, threads(p))
+def images(p: Params) -> tuple[Accuracy, Accuracy]:
+    """The accuracy of networks on the test images and on the training images."""
+    split, own = load_split(p.data_file, p.validation_images, p.data.scale), device(p)
+
+    def on(part: Images) -> Accuracy:
+        if own == "cpu":
+            examples = family(p.layout).examples(part, split.scaling)
+            return lambda networks: accuracy(networks, examples, threads(p))
+        there = devices.Examples(part, split.scaling, torch.device(own))
+        return lambda networks: devices.accuracy(networks, there)
+
+    return on(load_test(p.data_file)), on(split.train)
 
 
-def measure(p: Params, on_test: Measured, on_train: Measured) -> pd.DataFrame:
+def measure(p: Params, on_test: Accuracy, on_train: Accuracy) -> pd.DataFrame:
     """One row per network: what it keeps, when it stopped, and its accuracy on the test and the training images."""
     tables, levels = [], ("dense", *p.order)
     for done, level in enumerate(levels):
@@ -120,7 +131,7 @@ def measure(p: Params, on_test: Measured, on_train: Measured) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True)
 
 
-def _measure_level(p: Params, name: str, on_test: Measured, on_train: Measured) -> pd.DataFrame:
+def _measure_level(p: Params, name: str, on_test: Accuracy, on_train: Accuracy) -> pd.DataFrame:
     folder = MODELS / name
     masks, contents = load_masks(folder), load_contents(folder)
     initial, final, stopped = (load_parameters(folder, which) for which in ("initial", "final", "early_stopping"))
@@ -148,14 +159,14 @@ def _measure_level(p: Params, name: str, on_test: Measured, on_train: Measured) 
     )
 
 
-def _accuracies(name: str, networks: Mapping[str, Stack], on: Measured) -> dict[str, Tensor]:
+def _accuracies(name: str, networks: Mapping[str, Stack], on: Accuracy) -> dict[str, Tensor]:
     """A column for each of several states of the same networks, measured together to keep every core at work.
 
     A censored network is in the same state at its early-stopping iteration and at the last, and is measured once.
     """
     states = stack(list(networks.values()))
     different, where = torch.unique(states.flat, dim=0, return_inverse=True)
-    accuracies = accuracy(Stack(different, states.layout), *on)[where].chunk(len(networks))
+    accuracies = on(Stack(different, states.layout))[where].chunk(len(networks))
     return {f"{name}{state}": measured for state, measured in zip(networks, accuracies, strict=True)}
 
 
@@ -184,7 +195,7 @@ def distribute_weights(folder: Path) -> pd.DataFrame | None:
     return structure.kept_weights(load_masks(folder).rows(rows).weights, initial.weights, final.weights, limits)
 
 
-def measure_barriers(folder: Path, on_test: Measured, on_train: Measured) -> pd.DataFrame | None:
+def measure_barriers(folder: Path, on_test: Accuracy, on_train: Accuracy) -> pd.DataFrame | None:
     """Measure the barriers between a level's networks and their twins; None where it has no twins."""
     twins = load_twins(folder)
     if twins is None:
@@ -201,7 +212,7 @@ def measure_sizes(p: Params, networks: pd.DataFrame) -> list[dict[str, Any]]:
     accuracies, entries = networks.set_index(["level", "arm", "seed"])["test_accuracy"], []
     for level, network in best_networks(p, MODELS).items():
         accuracy = round(float(accuracies[(level, *network)]), reports.DECIMALS)
-        entries.append(sizes(ticket_of(MODELS / level, network, accuracy, p.data.name, scaling)))
+        entries.append(sizes(ticket_of(p, MODELS / level, network, accuracy, scaling)))
     return entries
 
 

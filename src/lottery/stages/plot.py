@@ -66,13 +66,17 @@ def load_sizes() -> list[dict[str, Any]]:
 def load_findings(p: Params) -> Findings:
     """Load the reports, and what they come from."""
     tables = {name: load_table(TABLES / f"{name}.csv") for name in report.TABLES}
+    contents = {name: load_contents(MODELS / name) for name in ("dense", *p.order)}
     return Findings(
         **tables,
         compression=load_sizes(),
         claims=json.loads((TABLES / "claims.json").read_text(encoding="utf-8")),
         warning=reports.warning(tables["levels"], p.iterations, p.train.evaluate_every),
-        settings=p.model_dump(mode="json", exclude_none=True, exclude={"export", "tracking", "run"}),
-        mixed=[level for level in ("dense", *p.order) if load_contents(MODELS / level).mixed],
+        settings=p.model_dump(
+            mode="json", exclude_none=True, exclude={"export": True, "tracking": True, "run": True, **p.unread}
+        ),
+        mixed=[name for name, level in contents.items() if level.mixed],
+        devices={name: level.device for name, level in contents.items() if level.device},
         iterations=p.iterations,
         layout=p.layout,
         data=digest_of_data(p.data_file),

@@ -9,7 +9,7 @@ from lottery.core.experiment import Level, Pruning, Train
 from lottery.core.ingredients import Ingredients
 from lottery.core.pruning import Evidence
 from lottery.files.artifacts import load_masks, load_parameters, load_rewound, made_from, save_level
-from lottery.stages import ahead, level_name, run
+from lottery.stages import ahead, device_name, level_name, run
 from lottery.stages.levels import check_level
 from lottery.stages.training import load_images, recipe, trainer
 
@@ -51,7 +51,7 @@ def main() -> None:
 
         with ahead.training(p, name, lambda later: made(later, trainer(p, later, images, ahead=True))):
             level = made(name, trainer(p, name, images, tracked.watch))
-        save_level(level, folder, origin, p.run.mixed)
+        save_level(level, folder, origin, p.run.mixed, device_name(p))
         tracked.log_level(folder)
 
 

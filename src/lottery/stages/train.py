@@ -6,7 +6,7 @@ from pathlib import Path
 from lottery import params, tracking
 from lottery.core import experiment
 from lottery.files.artifacts import made_from, save_level
-from lottery.stages import run
+from lottery.stages import device_name, run
 from lottery.stages.training import load_images, recipe, trainer
 
 
@@ -24,7 +24,7 @@ def main() -> None:
             trainer(p, "dense", load_images(p), tracked.watch),
             p.train.twins,
         )
-        save_level(level, folder, origin, p.run.mixed)
+        save_level(level, folder, origin, p.run.mixed, device_name(p))
         tracked.log_level(folder)
 
 

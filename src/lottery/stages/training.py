@@ -1,22 +1,28 @@
 """Training as params.yaml says it: what the stages `train` and `prune` share."""
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 
+import torch
+
 from lottery import LotteryError
+from lottery.core import device as devices
 from lottery.core import engines
 from lottery.core.engines import Engine
 from lottery.core.experiment import Train
+from lottery.core.families import Lessons
 from lottery.core.images import Split
+from lottery.core.layout import Layout
 from lottery.core.schedules import Constant, Cosine, Schedule, Step, WarmUp
 from lottery.core.stack import Masks, Stack
-from lottery.core.training import DivergedError, Group, Recipe, State, Task, Trained, train
+from lottery.core.training import DivergedError, Group, Recipe, State, Task, Trained, teach, train
 from lottery.files import checkpoints
 from lottery.files.checkpoints import Checkpoints
 from lottery.files.data import load_split
 from lottery.params import Params
-from lottery.stages import BEGAN_WITH, STAGE, hashed, threads
+from lottery.stages import BEGAN_WITH, STAGE, device, device_name, hashed, threads
 from lottery.stages.progress import report
 
 
@@ -66,6 +72,7 @@ def trainer(
             return go_on(start, masks, tasks, None)
         hashed.check_unchanged(stage, began_with)  # what is saved is of the sources that the key names
         inputs = began_with | ({"mixed": True} if params.run.mixed else {})  # whose states are of no other use
+        inputs |= {"device": name} if (name := device_name(params)) else {}
         key = checkpoints.key(inputs, images, start, masks, tasks)
         with checkpoints.opened(key, params.run.checkpoint_every, stage, began_with, ahead) as saved:
             if ahead and saved is None:
@@ -100,10 +107,10 @@ def trainer(
 
         seeds, recipes = [task.seeds[0] for task in tasks], [task.recipe for task in tasks]
         try:
-            with _engine(params, cores, total) as (engine, processors, group):
+            with _engine(params, cores, total) as (engine, processors, group, lessons):
                 return train(
                     start, masks, seeds, tasks[0].path, images, recipes,
-                    threads=processors, group=group, saved=take, advanced=advanced, engine=engine,
+                    threads=processors, group=group, saved=take, advanced=advanced, engine=engine, lessons=lessons,
                 )  # fmt: skip
         except DivergedError as error:
             raise LotteryError(
@@ -119,21 +126,30 @@ def trainer(
     return run
 
 
-@contextmanager
-def _engine(params: Params, cores: int, iterations: int) -> Iterator[tuple[Engine, int, int | None]]:
-    """The engine that `run.engine` asks for, its processors, and how many networks it stacks; None: as many as is best.
+Teach = Callable[[Layout, Split], Lessons]
 
-    On this machine there are ``cores``, which also train where no ``iterations`` are left.
+
+@contextmanager
+def _engine(params: Params, cores: int, iterations: int) -> Iterator[tuple[Engine, int, int | None, Teach]]:
+    """The engine that `run.engine` and `run.device` ask for, and what else `train` is to have with it.
+
+    Its processors, how many networks it stacks (None: as many as is best) and who makes the lessons. On this machine
+    there are ``cores``, which also train where no ``iterations`` are left.
     """
+    if (own := device(params)) != "cpu":
+        there = torch.device(own)
+        engine = devices.engine(own, lambda line: print(f"{STAGE}: {line}", file=sys.stderr))
+        yield engine, 1, sys.maxsize, lambda layout, split: devices.Lessons(layout, split, there)
+        return
     if params.run.engine == "local" or not iterations:
-        yield engines.run, cores, None
+        yield engines.run, cores, None, teach
         return
     from lottery.cluster import connected
 
     ray = params.run.ray
     together = None if ray.networks_per_task == "auto" else ray.networks_per_task
     with connected(ray.address, cores) as cluster:
-        yield cluster.engine(ray.mixed), cluster.cores, together
+        yield cluster.engine(ray.mixed), cluster.cores, together, teach
 
 
 def _clock(when: datetime) -> str:

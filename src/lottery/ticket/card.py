@@ -9,7 +9,6 @@ import pandas as pd
 from scipy.stats import binomtest
 
 from lottery.core.arms import ARMS
-from lottery.core.layout import CLASSES
 from lottery.evaluation.statistics import interval
 from lottery.plan import BEFORE_TRAINING, Plan
 from lottery.templates import environment
@@ -20,6 +19,8 @@ LICENCES = {
     "mnist": "MNIST: Yann LeCun and Corinna Cortes, CC BY-SA 3.0.",
     "fashion-mnist": "Fashion-MNIST: Zalando SE, MIT.",
     "kmnist": "KMNIST: ROIS-DS Center for Open Data in the Humanities, CC BY-SA 4.0.",
+    "cifar-10": "CIFAR-10: Alex Krizhevsky, Vinod Nair and Geoffrey Hinton, who name no licence.",
+    "own": "The data are your own; say here on what terms.",
     "digits": "Digits: scikit-learn's copy of the UCI repository's test set (Alpaydin & Kaynak), CC BY 4.0.",
 }
 
@@ -46,6 +47,7 @@ def card(ticket: Ticket, p: Plan, evaluated: Evaluated, graph: bytes, file: byte
         .get_template("card.md.j2")
         .render(
             facts=facts,
+            dtype=ticket.dtype,
             density=f"{100 * ticket.density:.3g} %",
             kept=ticket.kept,
             what=ARMS[facts.arm].what.format(start=f"weights {start}") if facts.arm in ARMS else "nothing is pruned",
@@ -53,7 +55,7 @@ def card(ticket: Ticket, p: Plan, evaluated: Evaluated, graph: bytes, file: byte
             path=p.path(facts.level),
             criterion=p.criterion(facts.level) if facts.level != "dense" else "",
             untrained=facts.level != "dense" and p.criterion(facts.level) in BEFORE_TRAINING,
-            classes=CLASSES,
+            classes=facts.layout.classes,
             accuracy=f"{100 * facts.accuracy:.2f} %",
             images=evaluated.images,
             wilson=f"{100 * wilson.low:.2f} to {100 * wilson.high:.2f} %",

@@ -44,7 +44,7 @@ def export(
     verdicts = load_table(tables / "verdicts.csv").set_index("level").astype(object).fillna("")
     data = root / p.data_file
     scaling, test = load_split(data, p.validation_images, p.data.scale).scaling, load_test(data)
-    ticket = ticket_of(root / "models" / level, network, float("nan"), p.data.name, scaling, initialization)
+    ticket = ticket_of(p, root / "models" / level, network, float("nan"), scaling, initialization)
     if values == "half":
         ticket = replace(ticket, values={**ticket.values, **_rounded(ticket, values)})
     images = test.pixels.reshape(-1, *ticket.facts.image)

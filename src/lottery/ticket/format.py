@@ -7,7 +7,8 @@ Of each layer it has, in the order in which the weight lies in memory as C has i
   stands for as many pruned weights with no kept one after them. What comes after the last is pruned
 - ``LAYER.bits``: in the place of gaps where they would take more: one bit per weight, 1 where it is kept, as
   numpy.packbits packs them. A layer of which nothing is pruned has neither
-- ``LAYER.bias``: float32, and with the initialization ``LAYER.initial_values`` and ``LAYER.initial_bias``
+- what is never pruned under its own name, such as ``LAYER.bias``: float32
+- with the initialization ``LAYER.initial_values``, ``LAYER.initial_bias`` and so on
 
 The metadata have one key, ``lottery``: a JSON object with the format's ``version``, the ``facts``, and the SHA-256 sum
 of these and of all tensors. No commit, name, time or machine is in it, so the same ticket is the same bytes.
@@ -50,16 +51,21 @@ class _BrokenError(Exception):
 def content(ticket: Ticket, values: ValueType = "float32") -> bytes:
     """The bytes of a ticket's file; with its initial values where it has them."""
     arrays: dict[str, Array] = {}
-    for weight, bias in zip(ticket.facts.layout.weights, ticket.facts.layout.biases, strict=True):
+    layout = ticket.facts.layout
+    for weight in layout.weights:
         mask = ticket.masks[weight.name]
         arrays |= {f"{weight.layer}.{name}": places for name, places in _places(mask.ravel()).items()}
         arrays[f"{weight.layer}.values"] = ticket.values[weight.name][mask].astype(TYPES[values])
-        arrays[bias.name] = ticket.values[bias.name]
         if ticket.initial:
             arrays[f"{weight.layer}.initial_values"] = ticket.initial[weight.name][mask]
-            arrays[f"{weight.layer}.initial_bias"] = ticket.initial[bias.name]
+    for piece in layout.others:
+        arrays[piece.name] = ticket.values[piece.name]
+        if ticket.initial:
+            arrays[_initial(piece)] = ticket.initial[piece.name]
     arrays = {name: np.ascontiguousarray(array) for name, array in sorted(arrays.items())}
-    facts = asdict(ticket.facts) | {"layout": description(ticket.facts.layout), "shapes": _shapes(ticket.facts.layout)}
+    facts = asdict(ticket.facts) | {"layout": description(layout), "shapes": _shapes(layout)}
+    for name in ("shift", "scale"):  # of one channel a number
+        facts[name] = facts[name][0] if len(facts[name]) == 1 else facts[name]
     said: dict[str, Any] = {"version": VERSION, "facts": facts}
     # one key: with several, safetensors writes them in another order each time
     return save(arrays, {"lottery": json.dumps(said | {"sha256": _sum(said, arrays)})})
@@ -98,50 +104,78 @@ def _ticket(said: dict[str, Any], arrays: dict[str, Array]) -> Ticket:
     layout = described(**facts.pop("layout"))
     if _shapes(layout) != shapes:
         raise _BrokenError("its shapes are not those of its network")
+    for name in ("shift", "scale"):
+        facts[name] = tuple(facts[name]) if isinstance(facts[name], list) else (facts[name],)
     known = Facts(layout=layout, **facts | {"image": tuple(facts["image"])})
-    numbers = (known.sparsity, known.accuracy, known.shift, known.scale)
-    if not all(isinstance(number, int | float) and math.isfinite(number) for number in numbers) or known.scale <= 0:
-        raise _BrokenError(f"of sparsity, accuracy, shift and scale one is no number that may be: {numbers}")
+    numbers = (known.sparsity, known.accuracy, *known.shift, *known.scale)
+    if not all(type(number) in (int, float) and math.isfinite(number) for number in numbers) or min(known.scale) <= 0:
+        raise _BrokenError(f"of sparsity, accuracy, shift and scale one is no number that may be: {numbers[:20]}")
     if math.prod(known.image) != layout.inputs:
         raise _BrokenError(f"its network reads {layout.inputs} pixels, and its images are {list(known.image)}")
-    own = ("values", "bits", "gaps", "bias", "initial_values", "initial_bias")
-    if strangers := arrays.keys() - {f"{piece.layer}.{name}" for piece in layout.weights for name in own}:
+    if not len(known.shift) == len(known.scale) or layout.inputs % len(known.shift):
+        raise _BrokenError(f"it scales {len(known.shift)} channels, and its images are {list(known.image)}")
+    own = {f"{piece.layer}.{name}" for piece in layout.weights for name in ("values", "bits", "gaps", "initial_values")}
+    own |= {name for piece in layout.others for name in (piece.name, _initial(piece))}
+    if strangers := arrays.keys() - own:
         raise _BrokenError(f"it has the tensor {min(strangers)}, which no ticket has")
     values: dict[str, Array] = {}
     initial: dict[str, Array] = {}
     masks: dict[str, Array] = {}
-    for weight, bias in zip(layout.weights, layout.biases, strict=True):
+    has_initial = f"{layout.weights[0].layer}.initial_values" in arrays
+    for weight in layout.weights:
         layer = weight.layer
         masks[weight.name] = mask = _mask(layer, weight.size, arrays).reshape(weight.shape)
-        values |= _values(mask, weight, bias, arrays[f"{layer}.values"], arrays[bias.name])
-        if f"{layer}.initial_values" in arrays:
-            before = arrays[f"{layer}.initial_values"], arrays[f"{layer}.initial_bias"]
-            initial |= _values(mask, weight, bias, *before)
+        values[weight.name] = _values(mask, f"{layer}.values", arrays)
+        if has_initial:
+            initial[weight.name] = _values(mask, f"{layer}.initial_values", arrays)
+    for piece in layout.others:
+        values[piece.name] = _whole(piece, piece.name, arrays)
+        if has_initial:
+            initial[piece.name] = _whole(piece, _initial(piece), arrays)
     return Ticket(known, values, masks, initial or None)
+
+
+def _initial(piece: Piece) -> str:
+    """The name of the initial values of what is never pruned."""
+    return f"{piece.layer}.initial_{piece.name.rpartition('.')[2]}"
 
 
 def _check_shapes(shapes: dict[str, list[int]], layout: dict[str, Any]) -> None:
     """Refuse what would take memory or time without an end: a file of a kilobyte can name a terabyte."""
-    sizes = [size for shape in [*shapes.values(), layout.get("sizes", [])] for size in shape]
-    if len(shapes) > MOST_LAYERS or len(sizes) > 5 * MOST_LAYERS or not all(type(size) is int for size in sizes):
-        named = f"{len(shapes)} layers and {len(sizes)} sizes"
-        raise _BrokenError(f"it names {named}; at most {MOST_LAYERS} layers are read, and sizes are whole numbers")
+    others = [shape for _, _, shape, _ in layout.get("pieces", [])]
+    named = [*shapes.values(), *others, layout.get("sizes", []), layout.get("example", []), [layout.get("classes", 1)]]
+    sizes = [size for shape in named for size in shape]
+    few = len(shapes) <= MOST_LAYERS and len(others) <= 6 * MOST_LAYERS and len(sizes) <= 20 * MOST_LAYERS
+    if not few or not all(type(size) is int for size in sizes):
+        said = f"{len(shapes)} layers and {len(sizes)} sizes"
+        raise _BrokenError(f"it names {said}; at most {MOST_LAYERS} layers are read, and sizes are whole numbers")
     if not all(0 < size <= MOST_WEIGHTS for size in sizes):
         raise _BrokenError(f"it names a size that is not from 1 to {MOST_WEIGHTS}")
-    if (weights := sum(map(math.prod, shapes.values()))) > MOST_WEIGHTS:
-        raise _BrokenError(f"it names {weights} weights; at most {MOST_WEIGHTS} are read")
+    for each in (shapes.values(), others):
+        if (weights := sum(map(math.prod, each))) > MOST_WEIGHTS:
+            raise _BrokenError(f"it names {weights} weights; at most {MOST_WEIGHTS} are read")
 
 
-def _values(mask: Array, weight: Piece, bias: Piece, kept: Array, biases: Array) -> dict[str, Array]:
-    """A layer's weight and bias, from its kept weights."""
-    if kept.shape != (int(mask.sum()),) or biases.shape != bias.shape:
-        shapes = f"{list(kept.shape)} values and {list(biases.shape)} biases"
-        raise _BrokenError(f"{weight.name} has {mask.sum()} weights kept and {bias.size} biases, and {shapes}")
-    if not (np.isfinite(kept).all() and np.isfinite(biases).all()):
-        raise _BrokenError(f"{weight.name} has values that are no numbers")
+def _values(mask: Array, name: str, arrays: Mapping[str, Array]) -> Array:
+    """A layer's weight, from its kept weights."""
+    kept = arrays[name]
+    if kept.shape != (int(mask.sum()),):
+        raise _BrokenError(f"{name} has {list(kept.shape)} values, and {mask.sum()} weights are kept")
+    if not np.isfinite(kept).all():
+        raise _BrokenError(f"{name} has values that are no numbers")
     whole = np.zeros(mask.shape, np.float32)
     whole[mask] = kept
-    return {weight.name: whole, bias.name: biases.astype(np.float32)}
+    return whole
+
+
+def _whole(piece: Piece, name: str, arrays: Mapping[str, Array]) -> Array:
+    """A tensor that is never pruned."""
+    found = arrays[name]
+    if found.shape != piece.shape:
+        raise _BrokenError(f"{name} has the shape {list(found.shape)}, not {list(piece.shape)}")
+    if not np.isfinite(found).all():
+        raise _BrokenError(f"{name} has values that are no numbers")
+    return found.astype(np.float32)
 
 
 def _places(mask: Array) -> dict[str, Array]:

@@ -13,7 +13,6 @@ import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from lottery.core.layout import CLASSES
 from lottery.ticket.modules import Network, compact
 from lottery.ticket.ticket import Ticket
 
@@ -21,7 +20,9 @@ OPSET, IR = 20, 10  # ONNX Runtime reads these since its version 1.17
 
 
 def graph(ticket: Ticket) -> bytes:
-    """The bytes of a graph with the input ``images``, uint8 [N, *image], and the output ``logits``, float32 [N, C]."""
+    """The bytes of a graph with the input ``images``, uint8 [N, *image] or of a table float32 [N, features], and the
+    output ``logits``, float32 [N, C].
+    """
     network = compact(ticket, sparse=0.0)  # ONNX has dense products alone
     made = _perceptron(network, ticket) if ticket.facts.layout.family == "perceptron" else _exported(network, ticket)
     return bytes(made.SerializeToString(deterministic=True))
@@ -29,8 +30,7 @@ def graph(ticket: Ticket) -> bytes:
 
 def _perceptron(network: Network, ticket: Ticket) -> onnx.ModelProto:
     """A perceptron's graph, made by hand: torch's exporter takes seconds for it."""
-    constants = {"shift": network.scaling.shift, "scale": network.scaling.scale}
-    arrays = {name: np.array(value, np.float32) for name, value in constants.items()}
+    arrays = {name: np.array(value, np.float32) for name, value in (("shift", network.shift), ("scale", network.scale))}
     steps: list[tuple[str, list[str], dict[str, Any]]] = [("Flatten", [], {}), ("Cast", [], {"to": TensorProto.FLOAT})]
     if network.inputs is not None:
         arrays["inputs"] = network.inputs.numpy()
@@ -48,8 +48,9 @@ def _perceptron(network: Network, ticket: Ticket) -> onnx.ModelProto:
         helper.make_node(operator, [before, *more], [after], **options)
         for (operator, more, options), (before, after) in zip(steps, pairwise(names), strict=True)
     ]
-    images = helper.make_tensor_value_info("images", TensorProto.UINT8, ["N", *ticket.facts.image])
-    logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", CLASSES])
+    kind = helper.np_dtype_to_tensor_dtype(np.dtype(ticket.dtype))
+    images = helper.make_tensor_value_info("images", kind, ["N", *ticket.facts.image])
+    logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["N", ticket.facts.layout.classes])
     initializers = [numpy_helper.from_array(array, name) for name, array in arrays.items()]
     whole = helper.make_graph(nodes, "ticket", [images], [logits], initializers)
     return helper.make_model(whole, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR)
@@ -57,7 +58,8 @@ def _perceptron(network: Network, ticket: Ticket) -> onnx.ModelProto:
 
 def _exported(network: Network, ticket: Ticket) -> onnx.ModelProto:
     """Any module's graph, made by torch."""
-    images = torch.zeros(2, *ticket.facts.image, dtype=torch.uint8)  # two, as a size of 1 would be taken for fixed
+    # two, as a size of 1 would be taken for fixed
+    images = torch.zeros(2, *ticket.facts.image, dtype=getattr(torch, ticket.dtype))
     exporter = logging.getLogger("torch.onnx")
     level = exporter.level
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), torch.no_grad():
@@ -84,7 +86,7 @@ def _exported(network: Network, ticket: Ticket) -> onnx.ModelProto:
     return made
 
 
-def run(model: bytes, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+def run(model: bytes, images: NDArray[Any]) -> NDArray[np.float32]:
     """Logits [N, C] of uint8 images [N, *image], by ONNX Runtime on one thread."""
     own = session(model)
     parts = [own.run(["logits"], {"images": part})[0] for part in np.array_split(images, -(-len(images) // 1000))]

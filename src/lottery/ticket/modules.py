@@ -18,21 +18,28 @@ PICKED = 0.4
 
 
 class Network(nn.Module):
-    """Scaling, and the layers behind it. It takes uint8 images [N, ...] and gives logits [N, C]."""
+    """Scaling, and the layers behind it: from uint8 images, or float32 features, [N, ...] to logits [N, C]."""
 
-    def __init__(self, layers: nn.Module, scaling: Scaling, inputs: Tensor | None = None) -> None:
+    def __init__(self, layers: nn.Module, scaling: Scaling, pixels: int, inputs: Tensor | None = None) -> None:
         super().__init__()
         self.layers = layers
         self.inputs: Tensor | None
-        self.scaling = scaling
+        self.shift: Tensor | float
+        self.scale: Tensor | float
         self.register_buffer("inputs", inputs)  # int64, the pixels that are read; None: all
+        for name, values in (("shift", scaling.shift), ("scale", scaling.scale)):
+            if len(values) == 1:
+                setattr(self, name, values[0])
+            else:
+                by_pixel = torch.tensor(values).repeat(pixels // len(values))
+                self.register_buffer(name, by_pixel if inputs is None else by_pixel[inputs])
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits [N, C] of uint8 images [N, ...]."""
+        """Logits [N, C] of uint8 images, or float32 features, [N, ...]."""
         pixels = images.flatten(1).to(torch.float32)  # before any are picked: of uint8 that takes 5 times as long
         if self.inputs is not None:
             pixels = pixels.index_select(1, self.inputs)
-        logits: Tensor = self.layers((pixels - self.scaling.shift) / self.scaling.scale)
+        logits: Tensor = self.layers((pixels - self.shift) / self.scale)
         return logits
 
 
@@ -63,7 +70,8 @@ def stack(ticket: Ticket) -> Stack:
 
 def masked(ticket: Ticket) -> Network:
     """The network as it was trained: its pruned weights are there, and 0."""
-    return Network(family(ticket.facts.layout).module(stack(ticket)).eval(), _scaling(ticket))
+    layout = ticket.facts.layout
+    return Network(family(layout).module(stack(ticket)).eval(), _scaling(ticket), layout.inputs)
 
 
 def compact(ticket: Ticket, sparse: float = SPARSE) -> Network:
@@ -83,7 +91,8 @@ def compact(ticket: Ticket, sparse: float = SPARSE) -> Network:
     layers: list[nn.Module] = []
     for weight, bias in zip(weights, ticket.compact.biases, strict=True):
         layers += [layer(weight.T.contiguous(), torch.from_numpy(bias)), nn.ReLU()]
-    return Network(nn.Sequential(*layers[:-1]).eval(), _scaling(ticket), inputs if picked else None)
+    network = nn.Sequential(*layers[:-1]).eval()
+    return Network(network, _scaling(ticket), layout.inputs, inputs if picked else None)
 
 
 def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from lottery.core.families import family
 from lottery.core.layout import Layout
+from lottery.core.networks.own import PRUNED
 from lottery.core.stack import Stack
 from lottery.ticket.format import content
 from lottery.ticket.ticket import Ticket
@@ -30,18 +31,18 @@ class Size(NamedTuple):
 
 def multiply_adds(layout: Layout) -> dict[str, int]:
     """How many multiply-adds per image each weight of a piece stands for: 1, but of a convolution one per place."""
-    places: list[int] = []
-
-    def count(_: nn.Module, __: object, output: Tensor) -> None:
-        places.append(output[0, 0].numel())
-
     module = family(layout).module(Stack.zeros(1, layout))
-    for layer in module.modules():
-        if isinstance(layer, nn.Linear | nn.Conv2d):
-            layer.register_forward_hook(count)
+    layers: list[nn.Module] = [layer for layer in module.modules() if isinstance(layer, PRUNED)]
+    places = dict.fromkeys(layers, 0)
+
+    def count(layer: nn.Module, _: object, output: Tensor) -> None:
+        places[layer] += output.numel() // output.shape[-1 if isinstance(layer, nn.Linear) else 1]
+
+    for layer in layers:
+        layer.register_forward_hook(count)
     with torch.no_grad():
         module(torch.zeros(1, layout.inputs))
-    return dict(zip((piece.name for piece in layout.weights), places, strict=True))
+    return dict(zip((piece.name for piece in layout.weights), places.values(), strict=True))
 
 
 def sizes(ticket: Ticket) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """Networks of the workspace as tickets, and which of them is exported."""
 
-import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
@@ -21,7 +20,12 @@ ARM = "ticket"
 
 
 def ticket_of(
-    folder: Path, network: tuple[str, int], accuracy: float, data: str, scaling: Scaling, initialization: bool = False
+    p: Plan,
+    folder: Path,
+    network: tuple[str, int],
+    accuracy: float,
+    scaling: Scaling,
+    initialization: bool = False,
 ) -> Ticket:
     """A network of a level's folder, by its arm and seed, at its early-stopping iteration.
 
@@ -31,7 +35,6 @@ def ticket_of(
     layout, row = contents.layout, [list(contents.rows).index(network)]
     masks, values = load_masks(folder).rows(row), load_parameters(folder, "early_stopping").rows(row)
     initial = load_parameters(folder, "initial").rows(row) if initialization else None
-    side = math.isqrt(layout.inputs)
     facts = Facts(
         layout=layout,
         level=folder.name,
@@ -39,8 +42,8 @@ def ticket_of(
         seed=network[1],
         sparsity=contents.path[-1] if contents.path else 0.0,
         accuracy=accuracy,
-        data=data,
-        image=(side, side),
+        data=p.data.name,
+        image=p.examples.shape,
         shift=scaling.shift,
         scale=scaling.scale,
         level_digest=f"{digest(folder)}.dir",

@@ -26,7 +26,8 @@ from mlflow.utils.mlflow_tags import MLFLOW_GIT_COMMIT, MLFLOW_RUN_NOTE
 from lottery import LotteryError
 from lottery.files.data import load_test
 from lottery.files.workplace import root, scratch
-from lottery.plan import TRAINING_IMAGES
+from lottery.plan import DATA as KNOWN
+from lottery.plan import OWN
 from lottery.ticket.export import CARD, FILE, GRAPH
 from lottery.ticket.format import load
 from lottery.ticket.graph import run as run_graph
@@ -151,7 +152,7 @@ def _checked(store: Store, found: ModelVersion) -> Facts:
     if run is None:
         raise LotteryError(f"{name}: its run is gone from MLflow; `lottery sync` registers the ticket that is here")
     data = run.data.params.get("dataset")
-    if data not in TRAINING_IMAGES:
+    if data not in (*KNOWN, OWN):
         raise LotteryError(f"{name}: it is no ticket that this project exported; choose another version")
     test = load_test(root() / "data" / f"{data}.safetensors")
     place = f"{run.info.artifact_uri}/{MODEL}"

@@ -88,7 +88,11 @@ def origin_of_workspace(environment: Mapping[str, str]) -> Origin:
 
 def settings(params: Params) -> dict[str, str]:
     """The settings that all networks of a pipeline share, by their keys in params.yaml; names are of what they name."""
-    sections = params.model_dump(mode="json", exclude_none=True, include=SECTIONS)
+    dumped = params.model_dump(mode="json", exclude_none=True, by_alias=True, exclude=params.unread)
+    sections = {section: dumped[section] for section in SECTIONS}
+    for section in ("data", "network"):
+        if file := sections[section].pop("file", None):
+            sections[section][f"{section}_file"] = file
     names = {"dataset": sections["data"].pop("name"), "network": sections["network"].pop("name")}
     values = names | {key: value for section in sections.values() for key, value in section.items()}
     values |= {"validation": params.validation_images, "iterations": params.iterations}  # what the settings come to
@@ -241,7 +245,7 @@ def level(output: Output, folder: Path) -> tuple[Content, dict[tuple[str, int], 
             ("sparsity", sparsity, 0),
             ("density", densities[row], 0),
             ("structure/weights_kept", sum(kept[row]), 0),
-            *((f"structure/{name}", values[row], 0) for name, values in measures.items()),
+            *((f"structure/{name}", values[row], 0) for name, values in measures.items() if values[row] == values[row]),
             ("early_stopping/iteration", stop["early_stopping_iteration"], 0),
             ("early_stopping/censored", stop["censored"], 0),
             ("early_stopping/validation_loss", loss, 0),
@@ -261,7 +265,8 @@ def level(output: Output, folder: Path) -> tuple[Content, dict[tuple[str, int], 
     for (arm, iteration), rows in history.groupby(["arm", "iteration"], sort=False):
         means += mean_points(arm, iteration, {curve: rows[curve] for curve in CURVES})
     note = notes.of_level(output, len(networks))
-    return Content(output.name, level_settings(output.params, output.name), means, note, data), networks
+    device = {"device": contents.device} if contents.device else {}
+    return Content(output.name, level_settings(output.params, output.name) | device, means, note, data), networks
 
 
 def _save_mask(mask: Masks, folder: Path) -> None:

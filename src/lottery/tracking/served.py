@@ -20,6 +20,7 @@ class Served(PythonModel):
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         graph = context.artifacts["graph"]
         self._session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+        self._takes_pixels = self._session.get_inputs()[0].type == "tensor(uint8)"
 
     def predict(
         self,
@@ -27,12 +28,14 @@ class Served(PythonModel):
         model_input: np.ndarray,  # without its type, at which MLflow warns
         params: dict[str, Any] | None = None,
     ) -> dict[str, NDArray[Any]]:
-        """Answer for images [N, ...]: their ``class`` [N], and ``softmax`` [N, C]. Raises MlflowException."""
-        with np.errstate(invalid="ignore"):  # of what is no number, which differs from what it is made
-            whole = model_input.astype(np.uint8)
-        if not (model_input == whole).all():
+        """Answer for images or features [N, ...]: ``class`` [N], and ``softmax`` [N, C]. Raises MlflowException."""
+        with np.errstate(invalid="ignore", over="ignore"):  # of what is no number, which differs from what it is made
+            taken = model_input.astype(np.uint8 if self._takes_pixels else np.float32)
+        if self._takes_pixels and not (model_input == taken).all():
             raise MlflowException("images: a pixel is no whole number from 0 to 255", BAD_REQUEST)
-        (logits,) = self._session.run(["logits"], {"images": whole})
+        if not np.isfinite(taken).all():
+            raise MlflowException("images: a feature is no finite number", BAD_REQUEST)
+        (logits,) = self._session.run(["logits"], {"images": taken})
         shares = np.exp(logits - logits.max(axis=1, keepdims=True))
         return {"class": logits.argmax(axis=1), "softmax": shares / shares.sum(axis=1, keepdims=True)}
 

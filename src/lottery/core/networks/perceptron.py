@@ -150,14 +150,23 @@ class Gradients:
 # --- images that end early -------------------------------------------------------------------------------------------
 
 
-def by_use(images: Images) -> Tensor:
-    """The pixels by how many images use them, the most used first, int64 [D]."""
+def by_use(images: Images, scaling: Scaling) -> Tensor:
+    """The pixels by how many images use them, the most used first, int64 [D].
+
+    Of several channels they stay as they are: what is blank in one is another input than in the next.
+    """
+    if len(scaling.shift) > 1:
+        return torch.arange(images.pixels.shape[1])
     uses = np.count_nonzero(images.pixels.numpy(), axis=0)  # five times as fast as torch's
     return torch.from_numpy(uses).argsort(descending=True, stable=True)
 
 
-def ends(images: Images) -> Tensor:
-    """Count the first pixels that each image needs, int64 [N]; those after them are blank."""
+def ends(images: Images, scaling: Scaling) -> Tensor:
+    """Count the first pixels that each image needs, int64 [N]; those after them are blank, as none of several channels
+    are.
+    """
+    if len(scaling.shift) > 1:
+        return torch.full((len(images),), images.pixels.shape[1])
     used = images.pixels.numpy() != 0
     blank_at_the_end = used[:, ::-1].argmax(axis=1)
     return torch.from_numpy(np.where(used.any(axis=1), used.shape[1] - blank_at_the_end, 0))
@@ -184,9 +193,9 @@ class Examples:
     """
 
     def __init__(self, images: Images, scaling: Scaling) -> None:
-        self.pixels = by_use(images)  # int64 [D], where each pixel was in the image
+        self.pixels = by_use(images, scaling)  # int64 [D], where each pixel was in the image
         images = rearranged(images, self.pixels)
-        last = ends(images)
+        last = ends(images, scaling)
         order = last.argsort(stable=True)
         self.labels = images.labels[order]  # int64 [N]
         self.blank = blank(scaling)
@@ -198,8 +207,8 @@ class Examples:
 
 
 def blank(scaling: Scaling) -> float:
-    """The input that a blank pixel is."""
-    return float(scaling(torch.zeros(1, dtype=torch.uint8)))
+    """The input that a blank pixel is; of several channels none is blank."""
+    return float(scaling(torch.zeros(len(scaling.shift), dtype=torch.uint8))[0])
 
 
 class Learner:
@@ -209,9 +218,9 @@ class Learner:
         self._backward = Gradients(networks, batch_size, blank(scaling))
         self.gradients = self._backward.gradients
         self._images, self._last, self._scaling = images, last.numpy(), scaling  # which numpy indexes twice as fast
-        self._pixels = torch.empty(len(networks) * batch_size, images.pixels.shape[1], dtype=torch.uint8)
+        self._pixels = torch.empty(len(networks) * batch_size, images.pixels.shape[1], dtype=images.pixels.dtype)
 
-    def __call__(self, batch: Tensor, log_likelihoods: Tensor) -> None:
+    def __call__(self, batch: Tensor, log_likelihoods: Tensor, noise: Sequence[int] = ()) -> None:
         """See `families.Learner`."""
         backward, indices = self._backward, batch.view(-1)
         torch.index_select(self._images.pixels, 0, indices, out=self._pixels)
@@ -224,11 +233,13 @@ class Learner:
 class Lessons:
     """A split's images with the pixels that few images use last, where most batches need no products with them."""
 
+    is_random = False
+
     def __init__(self, split: Split) -> None:
-        self._order = by_use(split.train)
+        self._order = by_use(split.train, split.scaling)
         self._scaling = split.scaling
         self._train = rearranged(split.train, self._order)
-        self._last = ends(self._train)
+        self._last = ends(self._train, split.scaling)
         self.validation = Examples(rearranged(split.validation, self._order), split.scaling)
 
     def __len__(self) -> int:

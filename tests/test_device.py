@@ -1,0 +1,180 @@
+"""A level as one stack on a device: what a GPU runs, on the processor, against the networks one by one."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import random_masks
+from safetensors.torch import save
+
+from lottery import LotteryError
+from lottery.core import device
+from lottery.core.families import accuracy, family
+from lottery.core.images import Scaling, Split
+from lottery.core.layout import Layout, perceptron, published
+from lottery.core.networks.own import lay_out
+from lottery.core.stack import Masks, Stack, initialize
+from lottery.core.training import Group, Recipe, State, Trained, train
+
+MakeSplit = Callable[..., Split]
+SGD = Recipe(20, 10, 0.01, 7, optimizer="sgd", momentum=0.9, weight_decay=0.01)
+ADAM = Recipe(20, 10, 0.001, 7, rewind=3)
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU here")
+GPU = pytest.param("cuda", marks=needs_gpu)
+
+
+def _own(name: str, example: tuple[int, ...], **arguments: object) -> Layout:
+    return lay_out("networks/example.py", name, arguments, example, 10)
+
+
+LAYOUTS = {
+    "perceptron": perceptron((64, 32, 20, 10)),
+    "lenet-5": published("lenet-5", (16, 16), 10),
+    "conv-2": published("conv-2", (8, 8, 3), 10),
+    "batch normalization": _own("Net", (8, 8)),
+    "dropout": _own("Net", (8, 8), dropout=0.2),
+    "layer normalization": _own("Table", (64,), features=64, classes=10),
+}
+EACH = pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+
+
+def _start(layout: Layout, networks: int = 3) -> tuple[Stack, Masks]:
+    masks = random_masks(networks, layout, 0.5)
+    start = initialize(layout, "glorot-normal", [torch.Generator().manual_seed(seed) for seed in range(networks)])
+    return start.masked(masks), masks
+
+
+def _split(make_split: MakeSplit, layout: Layout) -> Split:
+    split = make_split(100, 40, layout.inputs, 10)
+    channels = 3 if len(layout.example) == 3 else 1
+    return replace(split, scaling=Scaling((128.0, 100.0, 90.0)[:channels], (74.0, 60.0, 50.0)[:channels]))
+
+
+def _train(
+    layout: Layout,
+    split: Split,
+    recipe: Recipe,
+    name: str = "cpu",
+    start: tuple[Stack, Masks] | None = None,
+    **more: object,
+) -> Trained:
+    """Train as one stack on a device."""
+    networks, masks = start or _start(layout)
+    return train(
+        networks, masks, [*range(len(networks))], (0.5,), split, recipe, group=len(networks),
+        engine=device.engine(name, print), lessons=lambda own, images: device.Lessons(own, images, torch.device(name)),
+        **more,
+    )  # fmt: skip
+
+
+@EACH
+def test_a_stack_on_a_device_learns_what_its_networks_learn_one_by_one(layout: Layout, make_split: MakeSplit) -> None:
+    split, start = _split(make_split, layout), _start(layout)
+    alone, together = train(*start, [0, 1, 2], (0.5,), split, SGD), _train(layout, split, SGD)
+    for state in ("final", "early_stopping"):
+        torch.testing.assert_close(getattr(together, state).flat, getattr(alone, state).flat, rtol=0, atol=1e-5)
+    for mine, its in zip(together.histories, alone.histories, strict=True):
+        assert mine.iterations == its.iterations
+        for name in ("train_loss", "validation_loss", "validation_accuracy"):
+            torch.testing.assert_close(getattr(mine, name), getattr(its, name), rtol=0, atol=1e-5, equal_nan=True)
+    assert torch.equal(together.final.masked(start[1]).flat, together.final.flat)
+    assert not torch.equal(together.final.flat, start[0].flat)
+
+
+@EACH
+def test_by_adam_too_and_rewinds(layout: Layout, make_split: MakeSplit) -> None:
+    split = _split(make_split, layout)
+    alone, together = train(*_start(layout), [0, 1, 2], (0.5,), split, ADAM), _train(layout, split, ADAM)
+    # Adam moves a weight by its whole rate where its gradient is not quite 0 on one side
+    assert alone.rewound is not None
+    assert together.rewound is not None
+    off = (together.rewound.flat - alone.rewound.flat).abs()
+    assert off.max() < 2 * ADAM.rewind * ADAM.learning_rate
+    assert off.mean() < 1e-6
+    for mine, its in zip(together.histories, alone.histories, strict=True):
+        torch.testing.assert_close(mine.validation_loss, its.validation_loss, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["cpu", GPU])
+@EACH
+def test_the_same_bytes_each_time_and_after_an_interruption(layout: Layout, name: str, make_split: MakeSplit) -> None:
+    split, states = _split(make_split, layout), dict[int, State]()
+
+    def keep(group: Group) -> None:
+        if group.iteration == 7:
+            states[group.first] = group.state.copy()
+
+    whole = _train(layout, split, ADAM, name, advanced=keep)
+    saved = lambda row: states[0].rows(slice(row, row + 1)).copy()  # noqa: E731
+    for again in (_train(layout, split, ADAM, name), _train(layout, split, ADAM, name, saved=saved)):
+        assert save({"final": again.final.flat}) == save({"final": whole.final.flat})
+        assert save({"early": again.early_stopping.flat}) == save({"early": whole.early_stopping.flat})
+
+
+@EACH
+def test_accuracies_on_a_device_are_those_on_the_processor(layout: Layout, make_split: MakeSplit) -> None:
+    split, (networks, _) = _split(make_split, layout), _start(layout, 5)
+    here = accuracy(networks, family(layout).examples(split.validation, split.scaling), 1)
+    there = device.Examples(split.validation, split.scaling, torch.device("cpu"))
+    assert device.accuracy(networks, there, together=2).tolist() == here.tolist()
+
+
+def test_what_does_not_fit_trains_in_halves_and_says_so(
+    make_split: MakeSplit, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A GPU's memory cannot be filled where there is none: a learner of three networks fails as it would there."""
+    layout, learner = LAYOUTS["perceptron"], device.Learner.__init__
+
+    def full(self: device.Learner, networks: Stack, *arguments: object) -> None:
+        if len(networks) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        learner(self, networks, *arguments)
+
+    split, start = _split(make_split, layout), _start(layout, 5)
+    whole = _train(layout, split, ADAM, start=start)
+    monkeypatch.setattr(device.Learner, "__init__", full)
+    parts = _train(layout, split, ADAM, start=start)
+    torch.testing.assert_close(parts.final.flat, whole.final.flat, rtol=0, atol=1e-5)
+    assert capsys.readouterr().out.splitlines() == [
+        "5 networks do not fit the memory of cpu; they train 3 at a time",
+        "3 networks do not fit the memory of cpu; they train 2 at a time",
+    ]
+    monkeypatch.setattr(device.Learner, "__init__", lambda *arguments: full(*arguments[:1], start[0]))
+    with pytest.raises(torch.OutOfMemoryError):
+        _train(layout, split, ADAM, start=(start[0].rows([0]), start[1].rows([0])))
+
+
+def test_an_operator_that_is_not_steady_is_one_line() -> None:
+    def work() -> None:
+        with device.deterministic(torch.device("cuda")):
+            assert torch.are_deterministic_algorithms_enabled()
+            raise RuntimeError("pool_cuda does not have a deterministic implementation, but you set 'torch.use_...")
+
+    before = torch.are_deterministic_algorithms_enabled()
+    with pytest.raises(LotteryError) as caught:
+        work()
+    assert str(caught.value).startswith("params.yaml: run.device: pool_cuda does not give the same bits each time on")
+    assert torch.are_deterministic_algorithms_enabled() == before
+
+
+@needs_gpu
+@EACH
+def test_a_gpu_learns_what_the_processor_learns(layout: Layout, make_split: MakeSplit) -> None:
+    split = _split(make_split, layout)
+    here, there = (_train(layout, split, SGD, name) for name in ("cpu", "cuda"))
+    if layout is not LAYOUTS["dropout"]:  # which another device draws otherwise
+        torch.testing.assert_close(there.final.flat, here.final.flat, rtol=0, atol=1e-3)
+    assert torch.equal(there.final.masked(_start(layout)[1]).flat, there.final.flat)
+
+
+@pytest.mark.slow
+def test_the_benchmark_for_gpus_runs_on_a_processor_too() -> None:
+    command = [sys.executable, "-m", "benchmarks.gpu", "--device", "cpu", "--iterations", "5", "--largest", "4"]
+    said = subprocess.run([*command, "--part", "stacks"], capture_output=True, text=True, check=True).stdout
+    assert [line.split(" | ")[0] for line in said.splitlines()[-4:-1]] == ["|---|---|---|", "| 1", "| 4"]
+    refused = subprocess.run([*command[:3], "--device", "cuda"], capture_output=True, text=True)
+    if not torch.cuda.is_available():
+        assert (refused.returncode, refused.stderr) == (2, "torch sees no GPU here; --device cpu tries the code\n")
