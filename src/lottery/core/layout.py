@@ -130,7 +130,7 @@ class Layout:
 def perceptron(sizes: tuple[int, ...], example: tuple[int, ...] = ()) -> Layout:
     """Lay out a multilayer perceptron of these inputs, units of each hidden layer, and classes.
 
-    ``example`` is left out of grey and square images, which its inputs alone tell. All weights but the last layer's lie
+    Without an ``example`` the inputs are a square, grey image where they can be. All weights but the last layer's lie
     in memory transposed, because products with the longer side first are faster.
     """
     layers = list(enumerate(pairwise(sizes)))
@@ -140,8 +140,12 @@ def perceptron(sizes: tuple[int, ...], example: tuple[int, ...] = ()) -> Layout:
         for i, nm in layers
     ]
     biases = [Piece(f"layer{i}.bias", "bias", nm[1:], nm) for i, nm in layers]
-    is_plain = len(example) == 2 and example[0] == example[1]
-    return Layout("perceptron", sizes[:1] if is_plain or not example else example, (*weights, *biases))
+    return Layout("perceptron", example or _square(sizes[0]), (*weights, *biases))
+
+
+def _square(inputs: int) -> tuple[int, ...]:
+    side = math.isqrt(inputs)
+    return (side, side) if side * side == inputs else (inputs,)
 
 
 @dataclass(frozen=True)
@@ -209,7 +213,8 @@ def fans(shape: tuple[int, ...]) -> tuple[int, int]:
 def description(layout: Layout) -> dict[str, Any]:
     """Describe a layout in JSON's types; `described` gives it back."""
     if layout.family == "perceptron":
-        return {"sizes": _sizes(layout)} | ({"example": layout.example} if len(layout.example) > 1 else {})
+        told = layout.example == _square(layout.inputs)
+        return {"sizes": _sizes(layout)} | ({} if told else {"example": layout.example})
     if layout.own is None:
         return {"network": layout.family, "example": layout.example, "classes": layout.classes}
     return {"network": "own", "example": layout.example} | {"own": asdict(layout.own), "pieces": _said(layout.pieces)}
