@@ -61,6 +61,18 @@ def test_a_torn_lock_is_named_with_its_remedy(clone: Clone) -> None:
     assert _doctor(clone)["dvc.lock"] == "ok: 9 stages"
 
 
+def test_a_torn_rwlock_is_named_and_mended(clone: Clone) -> None:
+    """DVC writes it in place, so that a kill at the wrong moment leaves it empty, and DVC refuses to run."""
+    clone.commit("Run")
+    rwlock = clone.folder / ".dvc/tmp/rwlock"
+    rwlock.write_text("")
+    assert "RWLock-file '.dvc/tmp/rwlock'" in clone.run("dvc", "repro", check=False)
+    told = _doctor(clone, code=1)["rwlock"]
+    assert told.startswith("FAILS: .dvc/tmp/rwlock is torn: DVC was killed as it wrote it; `lottery doctor --mend` ")
+    assert "removed .dvc/tmp/rwlock\n" in clone.run("lottery", "doctor", "--mend")
+    assert clone.repro() == []
+
+
 def test_runs_that_are_missing_are_counted(clone: Clone) -> None:
     with sqlite3.connect(clone.folder / "mlflow.db") as database:
         stages = "key = 'lottery.key' AND value LIKE 'p50/%' AND value NOT LIKE 'p50/%/%'"

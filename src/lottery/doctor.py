@@ -1,5 +1,6 @@
 """`lottery doctor`: whether this machine and this repository can run the pipeline, a line per check."""
 
+import json
 import os
 import re
 import shutil
@@ -24,6 +25,7 @@ from lottery.provenance import git, refusal
 
 Record = dict[str, dict[str, str]]  # the MD5 sums of the outputs in dvc.lock, by stage and path
 LOCK = Path("dvc.lock")
+RWLOCK = Path(".dvc/tmp/rwlock")  # what DVC's processes read and write at the moment
 PINNED = ("torch", "torchvision")  # whose versions decide bytes
 NO_ANSWER = 1.0  # seconds that an MLflow server may take
 
@@ -56,6 +58,8 @@ def checks(deep: bool) -> Iterator[Check]:
     yield from (_memory(settings), _disk(settings), _git(), _code())
     lock, record = _lock()
     yield lock
+    if _is_rwlock_torn():
+        yield Check("rwlock", f"{RWLOCK} is torn: DVC was killed as it wrote it", "`lottery doctor --mend` removes it")
     yield _data(settings)
     if record:
         yield _outputs(settings, record)
@@ -88,7 +92,7 @@ def _device() -> Check:
 
     cores = torch.get_num_threads()
     build = "CUDA" if torch.version.cuda else "CPU"
-    gpu = torch.cuda.get_device_name() + ", which is not used" if torch.cuda.is_available() else "no GPU"
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
     return Check("processor", f"{cores} cores, {torch.backends.cpu.get_cpu_capability()}; {build} build, {gpu}")
 
 
@@ -140,6 +144,17 @@ def _lock() -> tuple[Check, Record]:
     if git("status", "--porcelain", "--", LOCK.name):
         return Check("dvc.lock", f"{len(record)} stages", "not committed: `git add dvc.lock reports`", False), record
     return Check("dvc.lock", f"{len(record)} stages"), record
+
+
+def _is_rwlock_torn() -> bool:
+    """Whether DVC's own file of who reads and writes what ends in the midst of it; DVC refuses to run then."""
+    try:
+        json.loads(RWLOCK.read_text(encoding="utf-8"))
+    except OSError:
+        return False
+    except ValueError:
+        return True
+    return False
 
 
 def outputs(lock: Path) -> Record | None:
@@ -243,7 +258,7 @@ def _verified(record: Record) -> Check:
 
 
 def mend() -> list[str]:
-    """Remove what is damaged, of DVC's cache and of the outputs; a line each.
+    """Remove what is damaged, of DVC's cache, of the outputs and DVC's rwlock; a line each.
 
     No DVC command writes meanwhile. Raises LotteryError where one does now, or where DVC has no repository.
     """
@@ -256,7 +271,10 @@ def mend() -> list[str]:
     lines = []
     found = damaged(outputs(LOCK) or {})  # before the lock, for which the DVC of a stage that ends waits 3 s
     try:
-        with Repo(".") as repo, repo.lock:
+        with Repo(".") as repo, repo.lock:  # under which alone DVC writes its rwlock
+            if _is_rwlock_torn():
+                RWLOCK.unlink()
+                lines.append(f"removed {RWLOCK}")
             for path in filter(is_damaged, found):  # not made anew since
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
                 lines.append(f"removed {path}")

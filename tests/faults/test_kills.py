@@ -161,7 +161,10 @@ def test_what_is_killed_goes_on_to_the_same_bytes(
     torn = outputs(clone.folder / "dvc.lock") is None  # as `lottery doctor` says
     if torn:
         shutil.copy(undisturbed.clone.folder / "dvc.lock", clone.folder / "dvc.lock")  # as `git checkout` restores it
-    second = clone.run(*REPRO)
+    second = clone.run(*REPRO, check=False)
+    if "RWLock-file" in second:  # DVC's own, killed as it wrote that
+        second = clone.run("lottery", "doctor", "--mend", check=False) + clone.run(*REPRO)
+        assert "removed .dvc/tmp/rwlock\n" in second
     went_on = re.findall(r"(\S+: goes on from iteration \S+ of \S+), saved", second)
     cost = f"{lost:.1f} s of training lost" if lost is not None else "no network trained"
     told = [f"{victim} in {stage}", *(["dvc.lock torn"] if torn else []), *(went_on or ["anew"]), cost]
