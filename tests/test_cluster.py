@@ -123,6 +123,7 @@ def test_a_worker_that_is_killed_costs_less_than_an_evaluation(joined: Cluster, 
     assert sorted(seen) == every  # nothing that the driver has is trained again
 
 
+@pytest.mark.slow
 def test_a_task_that_fails_again_and_again_ends_the_stage_with_one_line(
     joined: Cluster, nodes: Nodes, make_split: MakeSplit
 ) -> None:
@@ -246,6 +247,7 @@ with connected(None, threads=2) as own:
 """
 
 
+@pytest.mark.slow
 def test_a_ray_of_this_machine_listens_to_it_alone_lets_nobody_else_in_and_leaves_nothing(short: Path) -> None:
     variables = {name: value for name, value in os.environ.items() if name not in TOKEN} | {"TMPDIR": str(short)}
     own = subprocess.Popen(

@@ -67,6 +67,14 @@ def test_a_machine_is_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert time.monotonic() - began < 0.5
 
 
+def test_a_gpu_is_said_to_be_left_out() -> None:
+    steps = [outlook.Step("train", "run", networks=2, iterations=10, parameters=10, work=300.0)]
+    found = outlook.Outlook(steps, 2, 0.0, "Some GPU")
+    assert str(found).endswith(" without Some GPU, whose time is not known")
+    assert " on 2 processors without Some GPU, whose time is not known, " in found.table()
+    assert "without" not in outlook.Outlook(steps, 2, 0.0).table()
+
+
 def _machine() -> Machine:
     return Machine(2.0, 0.001, 0.0004)
 

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from lottery import LotteryError
+from lottery.core import engines, workers
 from lottery.core.experiment import Pruning, dense, level, prune
 from lottery.core.families import family, score
 from lottery.core.images import Images, Split
@@ -626,6 +627,19 @@ def test_it_is_the_same_bits_alone_and_in_a_stack_and_on_any_number_of_threads(
         assert torch.equal(other.early_stopping.flat, together.early_stopping.flat)
     alone = train(start.rows([1]), masks.rows([1]), [1], (0.5,), split, ADAM)
     assert torch.equal(alone.final.flat[0], together.final.flat[1])
+
+
+def test_noise_is_the_same_bits_where_threads_take_the_place_of_processes(
+    make_normalized: Callable[..., Layout], make_split: MakeSplit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on macOS: threads share the generator that dropout draws from."""
+    layout, split = make_normalized(0.4), make_split(40, 10, 96, CLASSES)
+    start, recipe = fresh(layout, 3), replace(ADAM, iterations=120)
+    forked = train(start, None, [0, 1, 2], (0.5,), split, recipe, threads=3, group=1)
+    for module in (engines, workers):
+        monkeypatch.setattr(module, "FORKS", False)
+    threaded = train(start, None, [0, 1, 2], (0.5,), split, recipe, threads=3, group=1)
+    assert torch.equal(threaded.final.flat, forked.final.flat)
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.4])

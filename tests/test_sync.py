@@ -313,6 +313,7 @@ def _relocate(clone: Clone, folder: Path) -> Clone:
     return Clone(folder)
 
 
+@pytest.mark.slow
 def test_a_copied_folder_has_its_artifacts_and_leaves_the_originals_alone(finished: Clone, clone: Clone) -> None:
     before, original = picture(store(finished)), finished.files("mlartifacts")
     assert sync(clone) == [f"runs: {RUNS} already complete"]

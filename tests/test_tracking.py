@@ -182,6 +182,7 @@ def test_a_dvc_experiment_is_named_in_the_store_it_was_started_from(clone: Clone
     assert [run.info.run_name for run in found] == [f"{each} · faster" for each in DENSE]
 
 
+@pytest.mark.slow
 def test_a_store_that_was_deleted_under_a_reader_begins_empty(clone: Clone) -> None:
     database = clone.folder / "mlflow.db"
     with closing(sqlite3.connect(database)) as reader:

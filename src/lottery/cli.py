@@ -316,10 +316,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _expected(anew: bool = False) -> "Outlook":
     """What `dvc repro` would do here."""
     from lottery.outlook import outlook
-    from lottery.stages import threads
+    from lottery.stages import device_name, threads
 
     settings = params.load()
-    return outlook(settings, threads(settings), anew)
+    return outlook(settings, threads(settings), device_name(settings), anew)
 
 
 def _count(number: int, thing: str) -> str:

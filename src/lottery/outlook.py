@@ -70,6 +70,7 @@ class Outlook:
     steps: Sequence[Step]
     threads: int
     join: float  # seconds that a stage which trains on a cluster needs in addition
+    gpu: str = ""  # the name of one that would train, of which the model of times knows nothing
 
     @property
     def at_work(self) -> list[Step]:
@@ -96,7 +97,11 @@ class Outlook:
         fates = (("to run", "run"), ("to restore from DVC's cache", "restore"))
         stages = {told: [step.stage for step in self.at_work if step.fate == fate] for told, fate in fates}
         lines = [f"{told}: {', '.join(names)}" for told, names in stages.items() if names]
-        return f"{'; '.join(lines)}{trained}\nabout {duration(sum(self.seconds.values()))}"
+        return f"{'; '.join(lines)}{trained}\nabout {duration(sum(self.seconds.values()))}{self._without}"
+
+    @property
+    def _without(self) -> str:
+        return f" without {self.gpu}, whose time is not known" if self.gpu else ""
 
     def table(self) -> str:
         """All that is known of each stage, and the sums."""
@@ -120,8 +125,8 @@ class Outlook:
         most, disk = max(step.memory for step in self.at_work), sum(step.disk for step in self.at_work)
         lines.append(
             f"in all: {sum(step.networks for step in self.steps):,} networks, {work:,} iterations, about "
-            f"{duration(sum(self.seconds.values()))} on {self.threads} processors, {_shown(most)} of memory, "
-            f"{_shown(disk)} of disk"
+            f"{duration(sum(self.seconds.values()))} on {self.threads} processors{self._without}, "
+            f"{_shown(most)} of memory, {_shown(disk)} of disk"
         )
         if work:
             several = (2, 4, 8)
@@ -136,10 +141,10 @@ class Outlook:
         FILE.write_text(json.dumps(seconds), encoding="utf-8")
 
 
-def outlook(params: Params, threads: int, anew: bool = False) -> Outlook:
+def outlook(params: Params, threads: int, gpu: str = "", anew: bool = False) -> Outlook:
     """Find out what `dvc repro` would do in this folder. Raises LotteryError where DVC cannot read its pipeline.
 
-    ``anew``: calibrate again, and do not go by what is remembered.
+    ``gpu`` is the name of one that would train; ``anew``: calibrate again, and do not go by what is remembered.
     """
     try:
         found = fates()
@@ -148,7 +153,7 @@ def outlook(params: Params, threads: int, anew: bool = False) -> Outlook:
     machine = calibrated(params, threads, anew) if "run" in found.values() else Machine(0.0, 0.0, 0.0)
     pending = [stage for stage, fate in found.items() if fate == "run"]
     steps = [_step(params, machine, stage, found[stage], pending) for stage in found if stage != "check"]
-    return Outlook(steps, threads, JOINED * machine.start)
+    return Outlook(steps, threads, JOINED * machine.start, gpu)
 
 
 def fates() -> dict[str, Fate]:

@@ -1,6 +1,6 @@
 """A pipeline that is killed with SIGKILL, and run again, leaves the bytes of an undisturbed one and loses little.
 
-Each test kills one process, or all, of a real `dvc repro` at a random moment of a random stage: 4 in `make test`, 10
+Each test kills one process, or all, of a real `dvc repro` at a random moment of a random stage: 2 in `make test`, 7
 more in `make test-all`, 50 in `make test-faults`, which prints how it went.
 """
 
@@ -140,7 +140,7 @@ def _content(clone: Clone) -> dict[str, bytes]:
     return outputs | {"dvc.lock": (clone.folder / "dvc.lock").read_bytes()}
 
 
-@pytest.mark.parametrize("number", [pytest.param(i, marks=[pytest.mark.slow] if i >= 4 else []) for i in range(TRIALS)])
+@pytest.mark.parametrize("number", [pytest.param(i, marks=[pytest.mark.slow] if i >= 2 else []) for i in range(TRIALS)])
 def test_what_is_killed_goes_on_to_the_same_bytes(
     undisturbed: Undisturbed, tally: list[tuple[str, float | None]], tmp_path: Path, number: int
 ) -> None:
@@ -162,7 +162,7 @@ def test_what_is_killed_goes_on_to_the_same_bytes(
     if torn:
         shutil.copy(undisturbed.clone.folder / "dvc.lock", clone.folder / "dvc.lock")  # as `git checkout` restores it
     second = clone.run(*REPRO, check=False)
-    if "RWLock-file" in second:  # DVC's own, killed as it wrote that
+    if "JSON structure is corrupted" in second:  # of DVC's rwlock, which it was killed writing
         second = clone.run("lottery", "doctor", "--mend", check=False) + clone.run(*REPRO)
         assert "removed .dvc/tmp/rwlock\n" in second
     went_on = re.findall(r"(\S+: goes on from iteration \S+ of \S+), saved", second)

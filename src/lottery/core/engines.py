@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 
-from lottery.core.workers import Workers, one_thread
+from lottery.core.workers import FORKS, Workers, one_thread
 
 if TYPE_CHECKING:
     from lottery.core.training import Group, State
@@ -40,6 +40,8 @@ def run(groups: Sequence[Group], threads: int, advanced: Callable[[Group], None]
     waiting = [place for place, group in enumerate(groups) if not group.finished]
     if not waiting:
         return
+    if not FORKS and any(group.lessons.is_random for group in groups):
+        threads = 1  # threads share the generator that dropout draws from
     with Workers(min(threads, len(waiting)), groups) as workers:
         running = {workers.submit(_advance, place) for place in waiting}
         while running:

@@ -17,6 +17,8 @@ Work = TypeVar("Work")
 Arguments = TypeVarTuple("Arguments")
 Result = TypeVar("Result")
 
+FORKS = sys.platform == "linux"  # elsewhere a fork of a process with threads is not safe
+
 _worker = threading.local()
 
 
@@ -31,7 +33,7 @@ class Workers(Generic[Work]):
 
     def __init__(self, count: int, work: Work) -> None:
         self._pool: Executor
-        if sys.platform == "linux":
+        if FORKS:
             self._pool = ProcessPoolExecutor(count, multiprocessing.get_context("fork"), _begin, (work,))
         else:
             self._pool = ThreadPoolExecutor(count, initializer=_begin, initargs=(work,))
