@@ -779,9 +779,9 @@ NETS = """
 from torch import nn
 
 class Net(nn.Sequential):
-    def __init__(self, norm, units=20):
+    def __init__(self, norm, units=20, **more):
         layers = [nn.Flatten(), nn.Linear(784, units), nn.Linear(units, 10)]
-        super().__init__(*layers[:2], getattr(nn, norm)(units), *layers[2:])
+        super().__init__(*layers[:2], getattr(nn, norm)(units, **more), *layers[2:])
 """
 
 
@@ -823,6 +823,18 @@ TWINS = (("twins: false", "twins: true"),)
         ),
         (
             "LayerNorm",
+            (*SYNFLOW, ("{norm: LayerNorm}", "{norm: LayerNorm, elementwise_affine: false}")),
+            "levels.p50.criterion: synflow has no meaning for Net, whose 2 divides by the size of what flows in; "
+            "choose another criterion",
+        ),
+        (
+            "Identity",
+            (("{norm: Identity}", "{norm: Identity, units: 20000}"), ("[0, 1, 2, 3, 4]", str([*range(900)]))),
+            "network.arguments: 2700 networks of 15880000 weights at once take 1029 GB of memory; give fewer weights "
+            "or seeds",
+        ),
+        (
+            "LayerNorm",
             (
                 (CHAIN, "  p50: {sparsity: 0.5, parent: dense}\n  p60: {sparsity: 0.6, parent: dense}\n"),
                 ("criterion: magnitude", "criterion: synflow"),
@@ -839,7 +851,7 @@ TWINS = (("twins: false", "twins: true"),)
         ),
     ],
 )
-def test_what_has_no_meaning_for_a_network_that_normalizes_is_told(
+def test_what_a_network_of_ones_own_does_not_go_with_is_told(
     norm: str, replacements: tuple[tuple[str, str], ...], line: str | None
 ) -> None:
     text = own_with(norm, *replacements)

@@ -528,17 +528,19 @@ class Params(Section, plan.Plan):
         at_once = max(map(self.networks, self.levels))
         if (gigabytes := 24 * sum(layers) * at_once / 1e9) > MOST_MEMORY:  # weights, gradients, Adam's two, start, best
             text = f"{at_once} networks of {sum(layers)} weights at once take {gigabytes:.0f} GB of memory"
-            yield ("network", "hidden"), f"{text}; give fewer units or seeds"
+            keys = {"perceptron": (("network", "hidden"), "units"), plan.OWN: (("network", "arguments"), "weights")}
+            where, fewer = keys.get(self.network.name, (("train", "seeds"), "arms"))
+            yield where, f"{text}; give fewer {fewer} or seeds"
         for name, level in self.levels.items():
             together = self.scope(name) == "global"
             weights = sum(layers) if together else min(hidden or layers)
             kept = round((1 - level.sparsity) * weights)
-            where = "network" if together else "smallest hidden layer"
+            owner = "network" if together else "smallest hidden layer"
             if kept == 0:
-                text = f"{level.sparsity} keeps none of the {weights} weights of the {where}; give less"
+                text = f"{level.sparsity} keeps none of the {weights} weights of the {owner}; give less"
                 yield ("levels", name, "sparsity"), text
             elif together and whole and kept <= whole:
-                text = f"{level.sparsity} keeps {kept} of the {weights} weights of the {where}"
+                text = f"{level.sparsity} keeps {kept} of the {weights} weights of the {owner}"
                 rates = " and ".join(f"{RATES[kind][0]} 0" for kind in unpruned)
                 layers_of = " and the ".join(RATES[kind][1] for kind in unpruned)
                 whole_text = f"{rates} keep{'s' * (len(unpruned) == 1)} the {whole} of the {layers_of}"
@@ -642,7 +644,7 @@ class Params(Section, plan.Plan):
         """What has no meaning for a network that normalizes."""
         pieces, name = self.layout.pieces, self.network.class_
         keeping = [piece.layer for piece in pieces if piece.kind == "statistics"]
-        by_input = [piece.layer for piece in pieces if piece.kind == "normalization" and piece.layer not in keeping]
+        by_input = self.normalized_by_input
         for level in self.levels if by_input else ():
             if self.criterion(level) == "synflow":
                 where = ("levels", level, "criterion") if self.levels[level].criterion else ("prune", "criterion")

@@ -90,6 +90,16 @@ class Plan:
         return perceptron((prod(shape), *(network.hidden or ()), classes), shape)
 
     @property
+    def normalized_by_input(self) -> list[str]:
+        """The layers of a person's own network that divide by the size of what flows in, as LayerNorm does."""
+        own = self.layout.own
+        if own is None:
+            return []
+        from lottery.core.networks.own import normalized_by_input
+
+        return normalized_by_input(own)
+
+    @property
     def slower(self) -> dict[Kind, float]:
         """Which kinds of layers are pruned at a fraction of a step's rate."""
         conv_rate = CONV_RATE if self.prune.conv_rate is None else self.prune.conv_rate

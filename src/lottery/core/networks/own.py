@@ -213,6 +213,15 @@ def _pieces(module: nn.Module, own: Own) -> tuple[Piece, ...]:
     return (*weights, *others, *statistics)
 
 
+def normalized_by_input(own: Own) -> list[str]:
+    """The names of the layers that normalize by what flows in, and not by statistics of their own."""
+    return [
+        name
+        for name, layer in build(own).named_modules()
+        if isinstance(layer, NORMALIZING) and not getattr(layer, "track_running_stats", False)
+    ]
+
+
 def is_random(module: nn.Module) -> bool:
     """Whether a module has dropout, and so draws numbers as it learns."""
     return any(isinstance(layer, _DropoutNd) and layer.p > 0 for layer in module.modules())
