@@ -122,6 +122,18 @@ def test_accuracies_on_a_device_are_those_on_the_processor(layout: Layout, make_
     assert device.accuracy(networks, there, together=2).tolist() == here.tolist()
 
 
+@pytest.mark.parametrize("name", [name for name in LAYOUTS if name != "dropout"])
+def test_gradients_need_nothing_from_the_device_and_nothing_from_elsewhere(name: str, make_split: MakeSplit) -> None:
+    """Tensors without values, as those of a GPU are to a CUDA graph: what asked for a value would raise."""
+    layout, nowhere = LAYOUTS[name], torch.device("meta")
+    lessons = device.Lessons(layout, _split(make_split, layout), nowhere)
+    learner = lessons.learner(Stack(_start(layout)[0].flat.to(nowhere), layout), 10)
+    likelihoods = torch.zeros(3, 10, 1, device=nowhere)
+    with torch.no_grad():
+        learner(torch.zeros(3, 10, dtype=torch.int64, device=nowhere), likelihoods)
+    assert learner.gradients.flat.is_meta
+
+
 def test_what_does_not_fit_trains_in_halves_and_says_so(
     make_split: MakeSplit, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
