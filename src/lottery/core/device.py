@@ -221,8 +221,8 @@ class _OnDevice(Group):
         self._total.zero_()
         for first in range(iteration, until, BLOCK):
             last = min(first + BLOCK, until)
-            self._batches[: last - first].copy_(torch.stack([self._batch(each) for each in range(first, last)]))
-            self._rates[: last - first].copy_(torch.tensor(recipe.rates[first:last]))
+            _send(torch.stack([self._batch(each) for each in range(first, last)]), self._batches)
+            _send(torch.tensor(recipe.rates[first:last]), self._rates)
             self._place.zero_()
             for each in range(first, last):
                 self._iterate(each)
@@ -260,6 +260,12 @@ class _OnDevice(Group):
             gradients.mul_(self._keep)
         self._optimizer.step(self._trained(gradients), self._rates.index_select(0, place)[0])
         place.add_(1)
+
+
+def _send(values: Tensor, to: Tensor) -> None:
+    """Copy values to the first rows of a tensor on a device, and wait for nothing."""
+    ready = values.pin_memory() if to.is_cuda else values
+    to[: len(values)].copy_(ready, non_blocking=True)
 
 
 def engine(name: str, announce: Callable[[str], None]) -> Engine:
