@@ -4,6 +4,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -82,6 +83,50 @@ def test_a_stack_on_a_device_learns_what_its_networks_learn_one_by_one(layout: L
             torch.testing.assert_close(getattr(mine, name), getattr(its, name), rtol=0, atol=1e-5, equal_nan=True)
     assert torch.equal(together.final.masked(start[1]).flat, together.final.flat)
     assert not torch.equal(together.final.flat, start[0].flat)
+
+
+MODULE = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.norm, self.last = nn.Linear(64, 12), nn.BatchNorm1d(12), nn.Linear(12, 10)
+
+    def forward(self, x):
+        values = self.norm(self.first(x.flatten(1)))
+        {}
+"""
+
+
+@pytest.mark.parametrize(
+    "forward",
+    [
+        "return self.last(values.relu() * float(values.detach().max() < 1e9))",
+        "logits = torch.zeros(len(x), 10)\n        logits += self.last(values.relu())\n        return logits",
+        "values[values < 0] = 0\n        return self.last(values)",
+        "return self.last(values.relu()) if x.sum() < 1e9 else 0 * x[:, :10]",
+    ],
+    ids=["a value", "memory of its own", "a choice of elements", "a branch"],
+)
+def test_what_vmap_does_not_take_learns_one_by_one(forward: str, make_split: MakeSplit, tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(MODULE.format(forward))
+    layout = lay_out(str(tmp_path / "net.py"), "Net", {}, (8, 8), 10)
+    split, start = _split(make_split, layout), _start(layout)
+    alone, together = train(*start, [0, 1, 2], (0.5,), split, SGD), _train(layout, split, SGD)
+    torch.testing.assert_close(together.final.flat, alone.final.flat, rtol=0, atol=1e-5)
+    for mine, its in zip(together.histories, alone.histories, strict=True):
+        torch.testing.assert_close(mine.validation_loss, its.validation_loss, rtol=0, atol=1e-5)
+
+
+def test_what_fails_on_the_device_is_one_line(make_split: MakeSplit, tmp_path: Path) -> None:
+    """On a device of tensors without values, of which a module asks for one."""
+    (tmp_path / "net.py").write_text(MODULE.format("return self.last(values) * float(values.detach().sum() < 9e9)"))
+    layout, nowhere = lay_out(str(tmp_path / "net.py"), "Net", {}, (8, 8), 10), torch.device("meta")
+    networks = Stack(_start(layout)[0].flat.to(nowhere), layout)
+    with pytest.raises(LotteryError, match=r"net.py: Net: fails on meta: .*; mend it, or set run.device to cpu$"):
+        device.Lessons(layout, _split(make_split, layout), nowhere).learner(networks, 10)
 
 
 @EACH

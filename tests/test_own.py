@@ -265,9 +265,14 @@ ON = "fails on inputs [4, 6]: "
         (
             f"{TWO}\nself.unused = nn.Linear(6, 5)",
             BOTH,
-            "unused has no part in its output; use it in forward, or remove it",
+            "unused.weight has no part in its output; use it in forward, or remove it",
         ),
-        (f"{TWO}", "return self.last(self.first(x).detach())", "first has no part in its output"),
+        (f"{TWO}\nself.unused = nn.LayerNorm(5)", BOTH, "unused.weight has no part in its output"),
+        (TWO, "return self.last(self.first(x).detach())", "first.weight has no part in its output"),
+        (LINEAR, "raise SystemExit", f"{ON}SystemExit: it says nothing; it has to take"),
+        (LINEAR, "return self.layer(x.mul_(2))", "changes the images that it is given; work on a copy of them"),
+        (LINEAR, "return self.layer(x).log()", "gives logits that are not finite for inputs [4, 6]; mend it"),
+        ("self.layer = torch.compile(nn.Linear(6, 3))", PLAIN, "is compiled, to bits that depend on this machine's"),
         (TWO, "with torch.no_grad():\n    return self.last(self.first(x))", "gives logits without gradients; compute"),
         (
             TWO,

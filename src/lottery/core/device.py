@@ -1,8 +1,9 @@
 """The engine that trains all networks of a level as one stack on one device, as suits a GPU.
 
-Perceptrons are batched products over the stack, and modules run under `torch.func.vmap`; both by autograd. Between two
-evaluations nothing waits for the device: batches and learning rates lie there, and on a GPU an iteration is one CUDA
-graph. Any device will do, so that the processor can be compared with it.
+Perceptrons are batched products over the stack, and modules run under `torch.func.vmap`, or one after another where
+that does not take a person's own; all by autograd. Between two evaluations nothing waits for the device: batches and
+learning rates lie there, and on a GPU an iteration is one CUDA graph. Any device will do, so that the processor can be
+compared with it.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import cached_property, partial
+from functools import cached_property, lru_cache, partial
 from typing import cast
 
 import torch
@@ -26,7 +27,8 @@ from lottery.core.images import CHUNK, Images, Scaling, Split
 from lottery.core.layout import Layout
 from lottery.core.networks.module import Learner as OneByOne
 from lottery.core.networks.module import Module
-from lottery.core.stack import Stack
+from lottery.core.networks.own import in_short
+from lottery.core.stack import Stack, initialize
 from lottery.core.training import Group, Optimizer, State
 
 BLOCK = 256  # iterations whose batches are on the device at a time
@@ -72,18 +74,63 @@ def _forward(layout: Layout, device: torch.device, learns: bool) -> Forward:
     """A function from the pieces of R networks and inputs [R, B, D] or [B, D] to logits [R, B, C].
 
     Where it ``learns``, batch normalization changes its statistics, which are among the pieces.
+
+    Raises LotteryError where a person's own module fails on the device.
     """
     own = family(layout)
     if not isinstance(own, Module):
         return partial(_perceptron, [piece.layer for piece in layout.weights])
+    one = _network(own, layout, device, learns)
+    if _maps(layout, device, learns):
+        return lambda pieces, inputs: vmap(one, (0, 0 if inputs.dim() == 3 else None))(pieces, inputs)
+    return partial(_one_by_one, one)
+
+
+def _network(own: Module, layout: Layout, device: torch.device, learns: bool) -> Forward:
+    """A function from the pieces of one network and inputs [B, D] to logits [B, C]."""
     module = own.template(device).train(learns)
 
-    def one(pieces: Pieces, inputs: Tensor) -> Tensor:
+    def forward(pieces: Pieces, inputs: Tensor) -> Tensor:
         named = {f"{own.prefix}{name}": each for name, each in pieces.items()}
         logits: Tensor = functional_call(module, named, (inputs,))
         return logits
 
-    return lambda pieces, inputs: vmap(one, (0, 0 if inputs.dim() == 3 else None))(pieces, inputs)
+    return forward
+
+
+def _one_by_one(one: Forward, pieces: Pieces, inputs: Tensor) -> Tensor:
+    count = len(next(iter(pieces.values())))
+    networks = ({name: each[row] for name, each in pieces.items()} for row in range(count))
+    several = inputs if inputs.dim() == 3 else [inputs] * count
+    return torch.stack([one(network, own) for network, own in zip(networks, several, strict=True)])
+
+
+@lru_cache(maxsize=8)
+def _maps(layout: Layout, device: torch.device, learns: bool) -> bool:
+    """Whether `vmap` takes a module: not where it asks for a tensor's values, or fills memory of its own.
+
+    Raises LotteryError where it fails on the device even alone.
+    """
+    own, code = family(layout), layout.own
+    if code is None:
+        return True
+    one = _network(cast(Module, own), layout, device, learns)
+    networks = initialize(layout, "glorot-normal", [torch.Generator().manual_seed(seed) for seed in range(2)])
+    inputs = torch.randn(2, 4, layout.inputs, generator=torch.Generator().manual_seed(0)).to(device)
+    pieces = {piece.name: networks[piece.name].to(device) for piece in layout.pieces}
+    try:
+        _one_by_one(one, pieces, inputs)
+    except Exception as error:
+        if UNSTEADY in str(error):
+            raise
+        raise LotteryError(
+            f"{code.file}: {code.name}: fails on {device}: {in_short(error)}; mend it, or set run.device to cpu"
+        ) from error
+    try:
+        vmap(one)(pieces, inputs)
+    except Exception:
+        return False
+    return True
 
 
 def _perceptron(layers: Sequence[str], pieces: Pieces, inputs: Tensor) -> Tensor:
@@ -147,7 +194,7 @@ class Learner:
         with torch.enable_grad():
             logits = self._forward(self._pieces, self._scaling(pixels).view(*batch.shape, -1))
             losses = cross_entropy(logits.flatten(0, 1), labels, reduction="none").view(batch.shape)
-            gradients = torch.autograd.grad([losses.mean(dim=1).sum()], self._leaves)
+            gradients = torch.autograd.grad([losses.mean(dim=1).sum()], self._leaves, materialize_grads=True)
         for to, gradient in zip(self._to, gradients, strict=True):
             to.copy_(gradient)
         for kept, dense in self._statistics:
@@ -156,11 +203,12 @@ class Learner:
 
 
 class Lessons:
-    """A split's images on a device."""
+    """A split's images on a device. Raises LotteryError where a person's own module fails there."""
 
     def __init__(self, layout: Layout, split: Split, device: torch.device) -> None:
         own = family(layout)
         self.is_random = isinstance(own, Module) and own.is_random
+        self.is_captured = device.type == "cuda" and not self.is_random and _maps(layout, device, learns=True)
         self.device = device
         self._train = Images(split.train.pixels.to(device), split.train.labels.to(device))
         self._scaling = split.scaling
@@ -232,8 +280,8 @@ class _OnDevice(Group):
 
     @cached_property
     def _iterate(self) -> Callable[[int], None]:
-        """A function that trains one iteration: on a GPU a CUDA graph, unless the networks draw."""
-        if self.lessons.device.type == "cpu" or self.lessons.is_random:
+        """A function that trains one iteration: on a GPU a CUDA graph, unless the networks cannot be captured."""
+        if not self.lessons.is_captured:
             return lambda iteration: self._once(self._noise(iteration))
         changed = [self.state.parameters.flat, self.state.moments, self._optimizer.done, self._place, self._total]
         before = [each.clone() for each in changed]

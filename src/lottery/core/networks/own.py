@@ -104,9 +104,9 @@ def build(own: Own) -> nn.Module:
         torch.manual_seed(0)  # for the constants that a module may draw for itself
         try:
             module: nn.Module = found(**json.loads(own.arguments))
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise LotteryError(
-                f"{own.file}: {own.name}({_shown(own.arguments)}) fails: {_in_short(error)}; mend it, or change "
+                f"{own.file}: {own.name}({_shown(own.arguments)}) fails: {in_short(error)}; mend it, or change "
                 "network.arguments"
             ) from error
     return module.float()
@@ -116,7 +116,8 @@ def _shown(arguments: str) -> str:
     return ", ".join(f"{name}={value!r}" for name, value in json.loads(arguments).items())
 
 
-def _in_short(error: BaseException) -> str:
+def in_short(error: BaseException) -> str:
+    """An error's kind and the first line of what it says."""
     words = (str(error).strip() or "it says nothing").splitlines()[0]
     return f"{type(error).__name__}: {words[:120]}"
 
@@ -145,7 +146,7 @@ def _class(file: str, name: str, text: str) -> type[nn.Module]:
     try:
         exec(compile(tree, file, "exec"), module.__dict__)  # noqa: S102  # a person's own code is what runs here
     except (Exception, SystemExit) as error:
-        raise LotteryError(f"{file}: fails when it is read: {_in_short(error)}; mend it") from error
+        raise LotteryError(f"{file}: fails when it is read: {in_short(error)}; mend it") from error
     found = module.__dict__.get(name)
     if not (inspect.isclass(found) and issubclass(found, nn.Module)):
         classes = [
@@ -171,6 +172,8 @@ def _pieces(module: nn.Module, own: Own) -> tuple[Piece, ...]:
         return LotteryError(f"{own.file}: {own.name}: {what}")
 
     owners = dict(module.named_modules(remove_duplicate=False))
+    if any(hasattr(layer, "_orig_mod") for layer in owners.values()):
+        raise refuse("is compiled, to bits that depend on this machine's compiler; leave torch.compile out")
     pruned = [name for name, layer in module.named_modules() if isinstance(layer, PRUNED)]
     output = getattr(
         module, "output_layer", next((n for n in reversed(pruned) if isinstance(owners[n], nn.Linear)), None)
@@ -244,26 +247,28 @@ def _try(module: Fitted, own: Own, layout: Layout, classes: int) -> None:
 
     def logits_of(tried: Fitted, examples: Tensor) -> Tensor:
         channels = layout.example if len(layout.example) == 1 else ((*layout.example, 1)[2], *layout.example[:2])
-        before, shape = torch.get_rng_state(), [len(examples), *channels]
+        before, shape, given = torch.get_rng_state(), [len(examples), *channels], examples.clone()
         try:
             logits = tried(examples)
-        except Exception as error:
-            raise refuse(
-                f"fails on inputs {shape}: {_in_short(error)}; it has to take examples of data.name"
-            ) from error
+        except (Exception, SystemExit) as error:
+            raise refuse(f"fails on inputs {shape}: {in_short(error)}; it has to take examples of data.name") from error
         expected = [len(examples), classes]
         if not isinstance(logits, Tensor) or [*logits.shape] != expected or logits.dtype != torch.float32:
             said = f"{logits.dtype} {list(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
             raise refuse(f"gives {said} for inputs {shape}; make it logits, torch.float32 {expected}")
         if not torch.equal(before, torch.get_rng_state()):
             raise refuse("draws from torch's global generator, which no seed fixes; draw by nn.Dropout alone")
+        if not torch.equal(examples, given):
+            raise refuse("changes the images that it is given; work on a copy of them")
+        if not logits.isfinite().all():
+            raise refuse(f"gives logits that are not finite for inputs {shape}; mend it")
         return logits
 
     another = Fitted(build(own), layout.example)
     try:
         another = deepcopy(another)
     except Exception as error:
-        raise refuse(f"cannot be copied: {_in_short(error)}; let it keep layers and buffers alone") from error
+        raise refuse(f"cannot be copied: {in_short(error)}; let it keep layers and buffers alone") from error
     another.load_state_dict(dict(module.named_parameters()), strict=False)
     buffers = {name: each.clone() for name, each in another.named_buffers()}
     examples = torch.randn(BATCH, layout.inputs, generator=torch.Generator().manual_seed(0))
@@ -291,8 +296,8 @@ def _try(module: Fitted, own: Own, layout: Layout, classes: int) -> None:
         try:
             torch.autograd.backward([cross_entropy(logits, torch.zeros(BATCH, dtype=torch.int64))])
         except Exception as error:
-            raise refuse(f"fails when its gradients are computed: {_in_short(error)}; mend it") from error
+            raise refuse(f"fails when its gradients are computed: {in_short(error)}; mend it") from error
     parameters = dict(another.named_parameters())
-    for piece in layout.weights:
-        if parameters[f"own.{piece.name}"].grad is None:
-            raise refuse(f"{piece.layer} has no part in its output; use it in forward, or remove it")
+    for piece in layout.pieces:
+        if piece.kind != "statistics" and parameters[f"own.{piece.name}"].grad is None:
+            raise refuse(f"{piece.name} has no part in its output; use it in forward, or remove it")
