@@ -18,7 +18,8 @@ from lottery.core.images import Scaling, Split
 from lottery.core.layout import Layout, perceptron, published
 from lottery.core.networks.own import lay_out
 from lottery.core.stack import Masks, Stack, initialize
-from lottery.core.training import Group, Recipe, State, Trained, train
+from lottery.core.training import Group, Recipe, State, Task, Trained, train
+from lottery.files.checkpoints import Checkpoints
 
 MakeSplit = Callable[..., Split]
 SGD = Recipe(20, 10, 0.01, 7, optimizer="sgd", momentum=0.9, weight_decay=0.01)
@@ -145,7 +146,10 @@ def test_by_adam_too_and_rewinds(layout: Layout, make_split: MakeSplit) -> None:
 
 @pytest.mark.parametrize("name", ["cpu", GPU])
 @EACH
-def test_the_same_bytes_each_time_and_after_an_interruption(layout: Layout, name: str, make_split: MakeSplit) -> None:
+def test_the_same_bytes_each_time_and_after_an_interruption(
+    layout: Layout, name: str, make_split: MakeSplit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(device, "SHARED", 0.0)
     split, states = _split(make_split, layout), dict[int, State]()
 
     def keep(group: Group) -> None:
@@ -179,29 +183,63 @@ def test_gradients_need_nothing_from_the_device_and_nothing_from_elsewhere(name:
     assert learner.gradients.flat.is_meta
 
 
-def test_what_does_not_fit_trains_in_halves_and_says_so(
-    make_split: MakeSplit, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """A GPU's memory cannot be filled where there is none: a learner of three networks fails as it would there."""
-    layout, learner = LAYOUTS["perceptron"], device.Learner.__init__
+def _fills_up(monkeypatch: pytest.MonkeyPatch, most: int) -> None:
+    """Have learners of more networks fail after an evaluation, as a GPU's do whose memory is full."""
+    teach, calls = device.Learner.__call__, list[int]()
 
-    def full(self: device.Learner, networks: Stack, *arguments: object) -> None:
-        if len(networks) > 2:
+    def full(self: device.Learner, *arguments: object) -> None:
+        calls.append(len(self.gradients))
+        if calls[-1] > most and calls.count(calls[-1]) > ADAM.evaluate_every:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        learner(self, networks, *arguments)
+        teach(self, *arguments)
 
+    monkeypatch.setattr(device.Learner, "__call__", full)
+    monkeypatch.setattr(device, "SHARED", 0.0)
+
+
+def test_what_does_not_fit_trains_in_halves_and_says_so(
+    make_split: MakeSplit, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """A GPU's memory cannot be filled where there is none. The checkpoints are each network's own."""
+    layout = LAYOUTS["perceptron"]
     split, start = _split(make_split, layout), _start(layout, 5)
     whole = _train(layout, split, ADAM, start=start)
-    monkeypatch.setattr(device.Learner, "__init__", full)
-    parts = _train(layout, split, ADAM, start=start)
+    _fills_up(monkeypatch, 2)
+    saved = Checkpoints(tmp_path, 1e9)
+    parts = _train(layout, split, ADAM, start=start, advanced=saved.keep)
     torch.testing.assert_close(parts.final.flat, whole.final.flat, rtol=0, atol=1e-5)
     assert capsys.readouterr().out.splitlines() == [
         "5 networks do not fit the memory of cpu; they train 3 at a time",
         "3 networks do not fit the memory of cpu; they train 2 at a time",
     ]
-    monkeypatch.setattr(device.Learner, "__init__", lambda *arguments: full(*arguments[:1], start[0]))
-    with pytest.raises(torch.OutOfMemoryError):
-        _train(layout, split, ADAM, start=(start[0].rows([0]), start[1].rows([0])))
+    saved.save()
+    for row in range(5):
+        state = saved.load(row, Task(layout, (row,), (0.5,), ADAM))
+        assert state
+        assert torch.equal(state.parameters.flat[0], parts.final.flat[row])
+
+
+def test_a_network_that_does_not_fit_alone_is_one_line(make_split: MakeSplit, monkeypatch: pytest.MonkeyPatch) -> None:
+    _fills_up(monkeypatch, 0)
+    with pytest.raises(LotteryError, match=r"^params.yaml: run.device: a network does not fit the memory of cpu; make"):
+        _train(LAYOUTS["perceptron"], _split(make_split, LAYOUTS["perceptron"]), ADAM)
+
+
+def test_fewer_are_measured_together_where_so_many_do_not_fit(
+    make_split: MakeSplit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layout, score = LAYOUTS["perceptron"], device.Examples.score
+    split, (networks, _) = _split(make_split, layout), _start(layout, 5)
+
+    def full(self: device.Examples, several: Stack) -> object:
+        if len(several) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return score(self, several)
+
+    there = device.Examples(split.validation, split.scaling, torch.device("cpu"))
+    expected = device.accuracy(networks, there)
+    monkeypatch.setattr(device.Examples, "score", full)
+    assert torch.equal(device.accuracy(networks, there), expected)
 
 
 def test_an_operator_that_is_not_steady_is_one_line() -> None:

@@ -9,6 +9,7 @@ compared with it.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -33,6 +34,7 @@ from lottery.core.training import Group, Optimizer, State
 
 BLOCK = 256  # iterations whose batches are on the device at a time
 UNSTEADY = "does not have a deterministic implementation"  # what torch says after an operator's name
+SHARED = 1.0  # seconds between two copies of a group's state from the device, each of which waits for it
 WARM_UP = 3  # iterations before a CUDA graph is made, in which libraries choose and allocate
 
 Pieces = Mapping[str, Tensor]  # of R networks by their names, [R, *shape]
@@ -162,10 +164,22 @@ class Examples:
 
 
 def accuracy(networks: Stack, examples: Examples, together: int = 64) -> Tensor:
-    """Accuracy of each of the networks, float64 [R], at most so many ``together``; they need not be on the device."""
-    device = examples.labels.device
-    parts = (networks.rows(slice(row, row + together)) for row in range(0, len(networks), together))
-    return torch.cat([examples.score(part.to(device))[1].cpu() for part in parts])
+    """Accuracy of each of the networks, float64 [R], at most so many ``together``; they need not be on the device.
+
+    Fewer where that many do not fit its memory.
+    """
+    device, found, row = examples.labels.device, [], 0
+    while row < len(networks):
+        part = networks.rows(slice(row, row + together))
+        try:
+            found.append(examples.score(part.to(device))[1].cpu())
+        except torch.OutOfMemoryError:
+            if together == 1:
+                raise
+            together = -(-together // 2)
+        else:
+            row += len(part)
+    return torch.cat(found)
 
 
 class Learner:
@@ -273,16 +287,17 @@ class _OnDevice(Group):
             _send(torch.tensor(recipe.rates[first:last]), self._rates)
             self._place.zero_()
             for each in range(first, last):
-                self._iterate(each)
+                if self.lessons.is_captured:
+                    self._graph.replay()
+                else:
+                    self._once(self._noise(each))
                 if each + 1 == recipe.rewind:
                     self.state.rewound.flat.copy_(self.state.parameters.flat)
         return self._total / (until - iteration)
 
     @cached_property
-    def _iterate(self) -> Callable[[int], None]:
-        """A function that trains one iteration: on a GPU a CUDA graph, unless the networks cannot be captured."""
-        if not self.lessons.is_captured:
-            return lambda iteration: self._once(self._noise(iteration))
+    def _graph(self) -> torch.cuda.CUDAGraph:
+        """An iteration as one CUDA graph."""
         changed = [self.state.parameters.flat, self.state.moments, self._optimizer.done, self._place, self._total]
         before = [each.clone() for each in changed]
         aside: torch.cuda.Stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
@@ -296,7 +311,7 @@ class _OnDevice(Group):
             self._once()
         for each, value in zip(changed, before, strict=True):
             each.copy_(value)
-        return lambda iteration: graph.replay()
+        return graph
 
     def _once(self, noise: Sequence[int] = ()) -> None:
         """Train the iteration at ``place``, and move on; nothing here waits for the device."""
@@ -327,31 +342,38 @@ def engine(name: str, announce: Callable[[str], None]) -> Engine:
         with deterministic(torch.device(name)):
             while place < len(groups):
                 group = groups[place]
-                try:
-                    _advance(group, advanced)
-                except torch.OutOfMemoryError:
-                    count = len(group.task.seeds)
-                    if count == 1:
-                        raise
-                    torch.cuda.empty_cache()
-                    half = -(-count // 2)
-                    announce(f"{count} networks do not fit the memory of {name}; they train {half} at a time")
-                    groups[place : place + 1] = [_part(group, slice(0, half)), _part(group, slice(half, count))]
-                else:
+                if _advance(group, advanced):
                     place += 1
+                    continue
+                torch.cuda.empty_cache()
+                count = len(group.task.seeds)
+                if count == 1:
+                    raise LotteryError(
+                        f"params.yaml: run.device: a network does not fit the memory of {name}; make it cpu, or give a "
+                        "smaller train.batch_size"
+                    )
+                half = -(-count // 2)
+                announce(f"{count} networks do not fit the memory of {name}; they train {half} at a time")
+                groups[place : place + 1] = [_part(group, slice(0, half)), _part(group, slice(half, count))]
 
     return run
 
 
-def _advance(group: Group, advanced: Callable[[Group], None]) -> None:
-    """Advance a group to its end on the device, and its state after each evaluation."""
+def _advance(group: Group, advanced: Callable[[Group], None]) -> bool:
+    """Advance a group to its end on the device, and its state from time to time; False where memory does not do."""
     if group.finished:
-        return
-    own = _OnDevice(group, cast(Lessons, group.lessons))
-    while not own.finished:
-        own.advance()
-        group.state.copy_from(own.state)
-        advanced(group)
+        return True
+    try:
+        own, shared = _OnDevice(group, cast(Lessons, group.lessons)), time.monotonic()
+        while not own.finished:
+            own.advance()
+            if own.finished or time.monotonic() - shared >= SHARED:
+                group.state.copy_from(own.state)
+                advanced(group)
+                shared = time.monotonic()
+    except torch.OutOfMemoryError:
+        return False
+    return True
 
 
 def _part(group: Group, rows: slice) -> Group:

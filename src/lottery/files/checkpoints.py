@@ -123,7 +123,7 @@ class Checkpoints:
     def _copy(self, group: Group) -> None:
         with self._lock:
             copy, before = self._spare.pop(group.first, None), self._kept.get(group.first)
-            if copy:
+            if copy and len(copy.parameters) == len(group.state.parameters):  # not before an engine parted its group
                 copy.copy_from(group.state)
             else:
                 copy = group.state.copy()

@@ -110,7 +110,9 @@ class Module:
             for piece in networks.layout.pieces:
                 layer, _, name = piece.name.rpartition(".")
                 owner, value = module.get_submodule(f"{self.prefix}{layer}".rstrip(".")), networks[piece.name][row]
-                if piece.kind != "statistics":
+                if piece.kind == "statistics":
+                    value = value.data  # else autograd would take the weights beside it for changed
+                else:
                     value = nn.Parameter(value)
                     value.grad = None if gradients is None else gradients[piece.name][row]
                 setattr(owner, name, value)
