@@ -102,6 +102,20 @@ class Net(nn.Module):
 
 
 @pytest.mark.parametrize(
+    "norm",
+    ["nn.GroupNorm(2, 4)", "nn.InstanceNorm2d(4, affine=True, track_running_stats=True)", "nn.InstanceNorm2d(4)"],
+)
+def test_normalization_after_a_convolution(norm: str, make_split: MakeSplit, tmp_path: Path) -> None:
+    layers = f"nn.Conv2d(1, 4, 3), {norm}, nn.ReLU(), nn.Conv2d(4, 4, 3), {norm}, nn.Flatten(), nn.Linear(64, 10)"
+    text = "from torch import nn\n\nclass Net(nn.Sequential):\n    def __init__(self):\n        super().__init__({})\n"
+    (tmp_path / "net.py").write_text(text.format(layers))
+    layout = lay_out(str(tmp_path / "net.py"), "Net", {}, (8, 8), 10)
+    split, start = _split(make_split, layout), _start(layout)
+    alone, together = train(*start, [0, 1, 2], (0.5,), split, SGD), _train(layout, split, SGD)
+    torch.testing.assert_close(together.final.flat, alone.final.flat, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
     "forward",
     [
         "return self.last(values.relu() * float(values.detach().max() < 1e9))",

@@ -289,6 +289,17 @@ ON = "fails on inputs [4, 6]: "
             "noise = torch.rand(6, generator=self.generator)\nreturn self.layer(x + noise if self.training else x)",
             "gives the same images other logits when it learns again",
         ),
+        ("self.layers = [nn.Linear(6, 5)]\nself.last = nn.Linear(5, 3)", "return self.last(self.layers[0](x))",
+         "uses a parameter [5, 6] that it does not have; keep layers in nn.ModuleList, not in lists"),
+        (f"{LINEAR}\nself.seen = []", "self.seen.append(len(x))\nreturn self.layer(x)", "changes its attribute seen"),
+        (f"{LINEAR}\nself.n = 0", "self.n += self.training\nreturn self.layer(x)", "changes its attribute n, which"),
+        (f"{TWO}\nself.drop = nn.Dropout(0.0)", "self.drop.p = 0.5\nreturn self.last(self.drop(self.first(x)))",
+         "changes its attribute drop.p, which is not kept; keep no such state"),
+        (TWO, "return self.last(functional.linear(x, self.first.weight, self.first.bias))", "first is never called"),
+        (f"{LINEAR}\nself.none = nn.Linear(0, 3)", "return self.layer(x) + self.none(x[:, :0])", "none.weight has no"),
+        ("self.first, self.last = nn.Linear(6, 5), nn.Linear(5, 6)",
+         "return self.last(self.first(x)).view(-1, 3, 2).sum(2)",
+         "its output layer last gives 6 values, and there are 3 classes; set output_layer in the class to the layer"),
         (f"{LINEAR}\nself.half = self.layer.weight / 2", "return functional.linear(x, self.half)", "cannot be copied"),
     ],
 )  # fmt: skip
@@ -297,6 +308,41 @@ def test_a_module_that_cannot_be_pruned_or_relied_on_is_one_line(
 ) -> None:
     with warnings.catch_warnings(action="ignore"):  # of lazy modules
         assert refusal(written(tmp_path, layers, forward)).startswith(f"Net: {line}")
+
+
+def test_layers_are_in_the_order_in_which_they_are_called(tmp_path: Path) -> None:
+    layers = "self.head, self.body = nn.Linear(5, 3), nn.Linear(6, 5)"
+    layout = lay_out(written(tmp_path, layers, "return self.head(self.body(x).relu())"), "Net", {}, FEATURES, CLASSES)
+    assert [(piece.name, piece.kind) for piece in layout.weights] == [
+        ("body.weight", "hidden"),
+        ("head.weight", "output"),
+    ]
+    assert layout.classes == CLASSES
+
+
+def test_a_layer_may_be_called_output_layer(tmp_path: Path) -> None:
+    layers, forward = "self.output_layer = nn.Linear(6, 3)", "return self.output_layer(x)"
+    layout = lay_out(written(tmp_path, layers, forward), "Net", {}, FEATURES, CLASSES)
+    assert [piece.kind for piece in layout.weights] == ["output"]
+
+
+@pytest.mark.parametrize(
+    ("lines", "line"),
+    [
+        ("import importlib", "imports importlib, whose changes DVC would not see"),
+        ("other = __import__('other')", "calls __import__, which may load what DVC would not see; import by name"),
+    ],
+)
+def test_what_loads_other_files_is_refused(tmp_path: Path, lines: str, line: str) -> None:
+    file = Path(written(tmp_path, LINEAR, PLAIN))
+    file.write_text(f"{lines}\n{file.read_text()}")
+    assert refusal(str(file)).startswith(line)
+
+
+def test_a_file_may_begin_with_a_mark_of_its_encoding(tmp_path: Path) -> None:
+    file = Path(written(tmp_path, LINEAR, PLAIN))
+    file.write_text(f"\ufeff{file.read_text()}", encoding="utf-8")
+    lay_out(str(file), "Net", {}, FEATURES, CLASSES)
 
 
 def test_a_fully_convolutional_module_has_to_name_its_output_layer(tmp_path: Path) -> None:
@@ -377,6 +423,13 @@ SUPPORTED: dict[str, tuple[tuple[int, ...], str, str, list[str]]] = {  # example
         f"{TWO}\nself.norm = nn.LayerNorm(5)",
         "return self.last(self.norm(self.first(x)).relu())",
         ["hidden", "output"],
+    ),
+    "instance normalization with statistics": (
+        IMAGE,
+        "self.first, self.second = nn.Conv2d(2, 4, 3, padding=1), nn.Conv2d(4, 4, 3)\n"
+        "self.norm, self.last = nn.InstanceNorm2d(4, affine=True, track_running_stats=True), nn.Linear(96, 3)",
+        "return self.last(self.norm(self.second(self.first(x))).relu().flatten(1))",
+        ["convolution", "convolution", "output"],
     ),
     "group normalization": (
         IMAGE,

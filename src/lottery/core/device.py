@@ -118,10 +118,18 @@ def _maps(layout: Layout, device: torch.device, learns: bool) -> bool:
         return True
     one = _network(cast(Module, own), layout, device, learns)
     networks = initialize(layout, "glorot-normal", [torch.Generator().manual_seed(seed) for seed in range(2)])
-    inputs = torch.randn(2, 4, layout.inputs, generator=torch.Generator().manual_seed(0)).to(device)
-    pieces = {piece.name: networks[piece.name].to(device) for piece in layout.pieces}
+    inputs = torch.randn(*([2] if learns else []), 6, layout.inputs, generator=torch.Generator().manual_seed(0))
+
+    def trial(forward: Forward) -> None:
+        pieces = {piece.name: networks[piece.name].to(device, copy=True) for piece in layout.pieces}
+        leaves = [pieces[piece.name].requires_grad_(learns) for piece in layout.pieces if piece.kind != "statistics"]
+        with torch.set_grad_enabled(learns):
+            logits = forward(pieces, inputs.to(device))
+            if learns:
+                torch.autograd.grad([logits.sum()], leaves, materialize_grads=True)
+
     try:
-        _one_by_one(one, pieces, inputs)
+        trial(partial(_one_by_one, one))
     except Exception as error:
         if UNSTEADY in str(error):
             raise
@@ -129,7 +137,7 @@ def _maps(layout: Layout, device: torch.device, learns: bool) -> bool:
             f"{code.file}: {code.name}: fails on {device}: {in_short(error)}; mend it, or set run.device to cpu"
         ) from error
     try:
-        vmap(one)(pieces, inputs)
+        trial(vmap(one, (0, 0 if learns else None)))
     except Exception:
         return False
     return True
@@ -287,7 +295,7 @@ class _OnDevice(Group):
             _send(torch.tensor(recipe.rates[first:last]), self._rates)
             self._place.zero_()
             for each in range(first, last):
-                if self.lessons.is_captured:
+                if self._graph:
                     self._graph.replay()
                 else:
                     self._once(self._noise(each))
@@ -296,8 +304,10 @@ class _OnDevice(Group):
         return self._total / (until - iteration)
 
     @cached_property
-    def _graph(self) -> torch.cuda.CUDAGraph:
-        """An iteration as one CUDA graph."""
+    def _graph(self) -> torch.cuda.CUDAGraph | None:
+        """An iteration as one CUDA graph; None where it cannot be captured, as where a module copies to the device."""
+        if not self.lessons.is_captured:
+            return None
         changed = [self.state.parameters.flat, self.state.moments, self._optimizer.done, self._place, self._total]
         before = [each.clone() for each in changed]
         aside: torch.cuda.Stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
@@ -306,12 +316,17 @@ class _OnDevice(Group):
             for _ in range(WARM_UP):
                 self._once()
         torch.cuda.current_stream().wait_stream(aside)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            self._once()
+        graph, is_whole = torch.cuda.CUDAGraph(), True
+        try:
+            with torch.cuda.graph(graph):
+                self._once()
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError:
+            is_whole = False
         for each, value in zip(changed, before, strict=True):
             each.copy_(value)
-        return graph
+        return graph if is_whole else None
 
     def _once(self, noise: Sequence[int] = ()) -> None:
         """Train the iteration at ``place``, and move on; nothing here waits for the device."""

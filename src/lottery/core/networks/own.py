@@ -10,8 +10,10 @@ import hashlib
 import inspect
 import json
 import linecache
+import pickle
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from copy import deepcopy
 from functools import lru_cache
 from pathlib import Path
@@ -32,7 +34,9 @@ PRUNED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 NORMALIZING = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 KNOWN = "Linear, Conv1d, Conv2d, Conv3d and normalization"
 STATISTICS = ("running_mean", "running_var")
+INTERNAL = {*vars(nn.Module()), "training"}
 COUNT = "num_batches_tracked"  # which only an average over all batches needs
+LOADING = ("lottery", "importlib", "runpy")  # by which a file may load others of the repository
 BATCH = 4  # examples that a module is tried on
 
 _texts: dict[str, str] = {}  # of files, by their SHA-256 sums
@@ -54,7 +58,7 @@ def text_of(own: Own) -> str:
 
 def _read(file: str) -> str:
     try:
-        return Path(file).read_text(encoding="utf-8")
+        return Path(file).read_text(encoding="utf-8-sig")
     except (OSError, ValueError) as error:
         raise LotteryError(f"{file}: cannot be read ({error}); write your module there, or name another file") from None
 
@@ -76,7 +80,14 @@ def lay_out(
 def _lay_out(own: Own, example: tuple[int, ...], classes: int) -> Layout:
     module = build(own)
     layout = Layout("own", example, _pieces(module, own), own)
-    _try(Fitted(module, example), own, layout, classes)
+    calls = _try(Fitted(module, example), own, layout, classes)
+    layout = Layout("own", example, _pieces(module, own, calls), own)
+    if layout.classes != classes:
+        output = next(piece.layer for piece in layout.weights if piece.kind == "output")
+        raise LotteryError(
+            f"{own.file}: {own.name}: its output layer {output} gives {layout.classes} values, and there are {classes} "
+            "classes; set output_layer in the class to the layer that gives one value per class"
+        )
     return layout
 
 
@@ -103,13 +114,12 @@ def build(own: Own) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # for the constants that a module may draw for itself
         try:
-            module: nn.Module = found(**json.loads(own.arguments))
+            return found(**json.loads(own.arguments)).float()
         except (Exception, SystemExit) as error:
             raise LotteryError(
                 f"{own.file}: {own.name}({_shown(own.arguments)}) fails: {in_short(error)}; mend it, or change "
                 "network.arguments"
             ) from error
-    return module.float()
 
 
 def _shown(arguments: str) -> str:
@@ -130,6 +140,8 @@ def _class(file: str, name: str, text: str) -> type[nn.Module]:
     except (SyntaxError, ValueError) as error:
         raise LotteryError(f"{file}: is no Python that can be read ({error}); mend it") from None
     for node in ast.walk(tree):
+        if isinstance(node, ast.Name) and node.id == "__import__":
+            raise LotteryError(f"{file}: calls __import__, which may load what DVC would not see; import by name")
         relative = isinstance(node, ast.ImportFrom) and node.level > 0
         names = [each.name for each in node.names] if isinstance(node, ast.Import) else []
         names += [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
@@ -162,11 +174,15 @@ def _class(file: str, name: str, text: str) -> type[nn.Module]:
 def _is_of_repository(name: str, beside: Path) -> bool:
     """Whether a module that a file imports by this name is one of the repository's."""
     folders = {Path(), beside}
-    return name == "lottery" or any((each / name).is_dir() or (each / f"{name}.py").is_file() for each in folders)
+    return name in LOADING or any((each / name).is_dir() or (each / f"{name}.py").is_file() for each in folders)
 
 
-def _pieces(module: nn.Module, own: Own) -> tuple[Piece, ...]:
-    """The pieces of a module. Raises LotteryError where it has others than are known."""
+def _pieces(module: nn.Module, own: Own, calls: Sequence[str] | None = None) -> tuple[Piece, ...]:
+    """The pieces of a module. Raises LotteryError where it has others than are known.
+
+    ``calls`` are the pruned layers as they are called, the last one again if it is; where that is not known yet, in
+    their order in the module.
+    """
 
     def refuse(what: str) -> LotteryError:
         return LotteryError(f"{own.file}: {own.name}: {what}")
@@ -175,9 +191,10 @@ def _pieces(module: nn.Module, own: Own) -> tuple[Piece, ...]:
     if any(hasattr(layer, "_orig_mod") for layer in owners.values()):
         raise refuse("is compiled, to bits that depend on this machine's compiler; leave torch.compile out")
     pruned = [name for name, layer in module.named_modules() if isinstance(layer, PRUNED)]
-    output = getattr(
-        module, "output_layer", next((n for n in reversed(pruned) if isinstance(owners[n], nn.Linear)), None)
-    )
+    calls = pruned if calls is None else calls
+    output = getattr(module, "output_layer", None)
+    if output is None or isinstance(output, nn.Module):
+        output = next((name for name in reversed(calls) if isinstance(owners[name], nn.Linear)), None)
     if not pruned:
         raise refuse("has no Linear and no Conv layer, and so nothing that is pruned; use another class")
     if output not in pruned:
@@ -187,6 +204,8 @@ def _pieces(module: nn.Module, own: Own) -> tuple[Piece, ...]:
     for name, parameter in module.named_parameters(remove_duplicate=False):
         layer, _, own_name = name.rpartition(".")
         owner = owners[layer]
+        if not isinstance(parameter, UninitializedParameter) and not parameter.numel():
+            raise refuse(f"{name} has no elements; give its layer inputs and outputs, or leave it out")
         if isinstance(parameter, UninitializedParameter):
             raise refuse(f"{name} has no shape yet; give its layer all sizes, as lazy modules do not")
         if parameter.dtype != torch.float32:
@@ -201,7 +220,7 @@ def _pieces(module: nn.Module, own: Own) -> tuple[Piece, ...]:
         elif isinstance(owner, PRUNED) and own_name == "bias":
             shape = tuple(owner.weight.shape)
             others.append(Piece(name, "bias", tuple(parameter.shape), fans(shape)))
-        elif isinstance(owner, NORMALIZING):
+        elif isinstance(owner, NORMALIZING) and own_name in ("weight", "bias"):
             others.append(Piece(name, "normalization", tuple(parameter.shape), (0, 0)))
         else:
             known = f"only weights and biases of {KNOWN} layers are known"
@@ -211,8 +230,10 @@ def _pieces(module: nn.Module, own: Own) -> tuple[Piece, ...]:
             if layer.momentum is None:
                 raise refuse(f"{name} has momentum=None, an average over all batches; give it a number")
             statistics += [
-                Piece(f"{name}.{each}", "statistics", tuple(getattr(layer, each).shape), (0, 0)) for each in STATISTICS
+                Piece(f"{name}.{each}".lstrip("."), "statistics", tuple(getattr(layer, each).shape), (0, 0))
+                for each in STATISTICS
             ]
+    weights.sort(key=lambda piece: calls.index(piece.layer))
     return (*weights, *others, *statistics)
 
 
@@ -239,8 +260,34 @@ def without_dropout(module: nn.Module) -> nn.Module:
     return module
 
 
-def _try(module: Fitted, own: Own, layout: Layout, classes: int) -> None:
-    """Try a module on a few examples. Raises LotteryError where it cannot learn from them or not be relied on."""
+def _attributes(module: nn.Module) -> dict[str, bytes]:
+    """What the modules of a module have beside parameters, buffers and modules, as far as that can be compared."""
+    found = {}
+    for name, layer in module.named_modules():
+        for key, value in vars(layer).items():
+            if key not in INTERNAL:
+                with suppress(Exception):
+                    found[f"{name}.{key}".lstrip(".")] = pickle.dumps(value)
+    return found
+
+
+def _leaves(logits: Tensor) -> Iterator[Tensor]:
+    """The parameters that logits were computed from."""
+    waiting, seen = [logits.grad_fn], set()
+    while waiting:
+        node = waiting.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            waiting += [each for each, _ in node.next_functions]
+            if hasattr(node, "variable"):
+                yield node.variable
+
+
+def _try(module: Fitted, own: Own, layout: Layout, classes: int) -> list[str]:
+    """Try a module on a few examples; the layers that are pruned, as it calls them.
+
+    Raises LotteryError where it cannot learn from them or not be relied on.
+    """
 
     def refuse(what: str) -> LotteryError:
         return LotteryError(f"{own.file}: {own.name}: {what}")
@@ -271,6 +318,11 @@ def _try(module: Fitted, own: Own, layout: Layout, classes: int) -> None:
         raise refuse(f"cannot be copied: {in_short(error)}; let it keep layers and buffers alone") from error
     another.load_state_dict(dict(module.named_parameters()), strict=False)
     buffers = {name: each.clone() for name, each in another.named_buffers()}
+    places = {name: each.data_ptr() for name, each in another.named_buffers()}
+    attributes, calls = _attributes(another.own), list[str]()
+    for name, layer in module.own.named_modules():
+        if isinstance(layer, PRUNED):
+            layer.register_forward_pre_hook(lambda *_, name=name: calls.append(name))
     examples = torch.randn(BATCH, layout.inputs, generator=torch.Generator().manual_seed(0))
     with torch.random.fork_rng(devices=[]), torch.enable_grad():
         logits = logits_of(module.eval(), examples)
@@ -289,8 +341,13 @@ def _try(module: Fitted, own: Own, layout: Layout, classes: int) -> None:
             raise refuse("gives the same images other logits when it learns again; draw by nn.Dropout alone")
         own_statistics = tuple(f".{name}" for name in (*STATISTICS, COUNT))
         for name, buffer in another.named_buffers():
-            if not name.endswith(own_statistics) and not torch.equal(buffer, buffers[name]):
+            if places[name] != buffer.data_ptr() or (
+                not name.endswith(own_statistics) and not torch.equal(buffer, buffers[name])
+            ):
                 raise refuse(f"changes its buffer {name.removeprefix('own.')}, which is not kept; keep no such state")
+        for name, value in _attributes(another.own).items():
+            if attributes.get(name) != value:
+                raise refuse(f"changes its attribute {name}, which is not kept; keep no such state")
         if not logits.requires_grad:
             raise refuse("gives logits without gradients; compute them without torch.no_grad and detach")
         try:
@@ -301,3 +358,10 @@ def _try(module: Fitted, own: Own, layout: Layout, classes: int) -> None:
     for piece in layout.pieces:
         if piece.kind != "statistics" and parameters[f"own.{piece.name}"].grad is None:
             raise refuse(f"{piece.name} has no part in its output; use it in forward, or remove it")
+    if strangers := [each for each in _leaves(logits) if all(each is not known for known in parameters.values())]:
+        shape = list(strangers[0].shape)
+        raise refuse(f"uses a parameter {shape} that it does not have; keep layers in nn.ModuleList, not in lists")
+    for piece in layout.weights:
+        if piece.layer not in calls:
+            raise refuse(f"{piece.layer} is never called, though its weight is used; call the layer itself")
+    return calls
