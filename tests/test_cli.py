@@ -7,6 +7,8 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+import torch
+from clones import ROOT
 
 from lottery.cli import main
 
@@ -47,6 +49,27 @@ def test_check_prints_each_mistake_and_exits_with_2(capsys: pytest.CaptureFixtur
         "params.yaml: data.validation: 0 is not a whole number of 1 or more",
         'params.yaml: levels.p80.parent: no level is called "p06" (did you mean "p60"?)',
     ]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line"),
+    [
+        ("networks/example.py", "networks/mine.py", "network.file: networks/mine.py: no such file; write it, or name "),
+        ("data/example.npz", "data/mine.npz", "data.file: data/mine.npz: no such file; write it, or name data/example"),
+        ("data/example.npz", "data/mnist.safetensors", "data.file: data/mnist.safetensors is what the stage download"),
+        ("device: auto ", "device: cuda ", "run.device: cuda: torch sees no GPU here; make it auto or cpu"),
+    ],
+)
+@pytest.mark.skipif(torch.cuda.is_available(), reason="torch sees a GPU here")
+def test_check_finds_what_dvc_would_miss(old: str, new: str, line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for file in ("dvc.yaml", "networks/example.py", "data/example.npz"):
+        Path(file).parent.mkdir(exist_ok=True)
+        Path(file).write_bytes((ROOT / file).read_bytes())
+    assert main(["check"]) == 0
+    capsys.readouterr()
+    Path("params.yaml").write_text(DEFAULT.replace(old, new), encoding="utf-8")
+    assert main(["check"]) == 2
+    assert capsys.readouterr().err.startswith(f"params.yaml: {line}")
 
 
 @pytest.mark.parametrize(("text", "code"), [(DEFAULT, 0), ("data: 5\n", 2), ("a: [\n", 2), (None, 2)])

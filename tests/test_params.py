@@ -526,7 +526,7 @@ def test_a_child_must_be_sparser_than_its_parent(old: str, new: str, line: str) 
 
 @pytest.mark.parametrize(
     ("scope", "weights"),
-    [("layer", "30000 weights of the smallest hidden layer"), ("global", "266200 weights of the network")],
+    [("layer", "235200 weights of hidden layer 1"), ("global", "266200 weights of the network")],
 )
 def test_a_level_keeps_at_least_one_weight(scope: str, weights: str) -> None:
     text = default_with(("scope: layer ", f"scope: {scope} "), ("sparsity: 0.95", "sparsity: 0.999999"))
@@ -829,6 +829,11 @@ TWINS = (("twins: false", "twins: true"),)
         ),
         (
             "Identity",
+            ((CHAIN, "  p99: {sparsity: 0.9999, parent: dense}\n"), ("{norm: Identity}", "{norm: Identity, units: 1}")),
+            "levels.p99.sparsity: 0.9999 keeps none of the 784 weights of hidden layer 1; give less",
+        ),
+        (
+            "Identity",
             (("{norm: Identity}", "{norm: Identity, units: 20000}"), ("[0, 1, 2, 3, 4]", str([*range(900)]))),
             "network.arguments: 2700 networks of 15880000 weights at once take 1029 GB of memory; give fewer weights "
             "or seeds",
@@ -876,11 +881,11 @@ def test_what_a_network_of_ones_own_does_not_go_with_is_told(
         ("class: Net", "class: a.b", 'network.class: "a.b" is not the name of a class of network.file'),
         ("class: Net", "#", "network.class: missing; give the class of your own network, or Net"),
         ("{norm: ReLU}", "[1]", "network.arguments: a list is not a mapping of network.class's arguments by their "),
-        ("{norm: ReLU}", "{norm: .nan}", "network.arguments: a mapping is not a mapping of network.class's arguments"),
-        ("{norm: ReLU}", "{norm: 2026-01-01}", "network.arguments: a mapping is not a mapping of network.class's arg"),
-        ("{norm: ReLU}", "{1: 2}", "network.arguments: a mapping is not a mapping of network.class's arguments by t"),
-        ("{norm: ReLU}", "{norm: {1: 2}}", "network.arguments: a mapping is not a mapping of network.class's argumen"),
-        ("{norm: ReLU}", "{norm: !!set {a}}", "network.arguments: a mapping is not a mapping of network.class's argu"),
+        ("{norm: ReLU}", "{norm: .nan}", "network.arguments.norm: .nan is no text, number, truth value, list or mapp"),
+        ("{norm: ReLU}", "{norm: 2026-01-01}", "network.arguments.norm: the date 2026-01-01 is no text, number, truth"),
+        ("{norm: ReLU}", "{1: 2}", "network.arguments: 1 is not the name of an argument; put it in quotes"),
+        ("{norm: ReLU}", "{norm: {1: 2}}", "network.arguments.norm: a mapping is no text, number, truth value, list"),
+        ("{norm: ReLU}", "{norm: !!set {a}}", "network.arguments.norm: a set is no text, number, truth value, list"),
         ("[ticket, reinit, random]", "[ticket, small-dense]", "prune.arms: small-dense is for perceptrons alone, and "),
         (
             "  class: Net",

@@ -1,5 +1,6 @@
 """What this machine needs for a stage's start and for an iteration, measured once and remembered."""
 
+import hashlib
 import json
 import os
 import subprocess
@@ -43,7 +44,9 @@ class Machine:
 def calibrated(params: Params, threads: int, anew: bool = False) -> Machine:
     """Measure this machine; remembered from the last time with these networks, unless it is to be ``anew``."""
     t, how = params.train, ", ".join(operators().values())
-    name = f"{params.layout.shown}, {t.batch_size}, {t.optimizer}, {threads} threads, {how}"
+    layout = params.layout
+    form = hashlib.sha256(repr((layout.pieces, layout.own)).encode()).hexdigest()[:12]
+    name = f"{layout.shown} {form}, {t.batch_size}, {t.optimizer}, {threads} threads, {how}"
     known = _known()
     if anew or name not in known:
         known[name] = Machine(_start(), *_seconds(params, threads))

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 def check(arguments: argparse.Namespace) -> int:
     """Validate params.yaml and say how much it asks for. Raises LotteryError where it holds mistakes."""
     settings = params.load()
+    _check_machine(settings)
     levels, seeds = len(settings.levels), len(settings.train.seeds)
     arms = sum(len(settings.arms(level)) for level in settings.levels)
     print(
@@ -35,6 +36,22 @@ def check(arguments: argparse.Namespace) -> int:
             file=sys.stderr,
         )
     return 0
+
+
+def _check_machine(settings: params.Params) -> None:
+    """Raise LotteryError where a file or a GPU is not here that params.yaml names."""
+    from lottery.plan import DATA_FILE, NETWORK_FILE
+
+    for key, file, instead in (
+        ("data.file", settings.data.file, DATA_FILE),
+        ("network.file", settings.network.file, NETWORK_FILE),
+    ):
+        if Path("dvc.yaml").exists() and not Path(file).is_file():  # which DVC asks for, used or not
+            raise LotteryError(f"params.yaml: {key}: {file}: no such file; write it, or name {instead}")
+    if settings.run.device == "cuda":
+        from lottery.stages import device  # which needs torch
+
+        device(settings)
 
 
 def plan(arguments: argparse.Namespace) -> int:

@@ -37,7 +37,7 @@ from ruamel.yaml.reader import ReaderError
 
 from lottery import LotteryError, plan
 from lottery.core.arms import ARMS
-from lottery.core.layout import PUBLISHED, Initialization, Kind
+from lottery.core.layout import PUBLISHED, Initialization, Kind, weights_left
 
 Criterion = Literal["magnitude", "magnitude-increase", "movement", "random", "snip", "synflow"]
 NetworkName = Literal["perceptron", "lenet-5", "conv-2", "conv-4", "conv-6", "own"]
@@ -165,14 +165,17 @@ def _check_path(path: str) -> str:
     return path
 
 
-def _check_arguments(arguments: Mapping[str, Any]) -> Mapping[str, Any]:
-    try:
-        same = json.loads(json.dumps(arguments, allow_nan=False)) == arguments
-    except TypeError:
-        same = False
-    if not same:  # a date, or a key that is no text
-        raise ValueError(arguments)
-    return arguments
+def _odd_arguments(arguments: Mapping[str, Any]) -> Iterator[Mistake]:
+    """Arguments that no JSON has: a date, a set, no number, or names that are no texts."""
+    for name, value in arguments.items():
+        try:
+            same = json.loads(json.dumps({name: value}, allow_nan=False)) == {name: value}
+        except (TypeError, ValueError):
+            same = False
+        if not isinstance(name, str):
+            yield (), f"{_shown(name)} is not the name of an argument; put it in quotes"
+        elif not same:
+            yield (name,), f"{_shown(value)} is no text, number, truth value, list or mapping of these; make it one"
 
 
 def _check_class(name: str) -> str:
@@ -230,7 +233,7 @@ class Network(Section):
         plan.NETWORK_CLASS, alias="class"
     )
     arguments: Annotated[
-        Mapping[str, Any], AfterValidator(_check_arguments), Is("a mapping of network.class's arguments by their names")
+        Mapping[Any, Any], Is("a mapping of network.class's arguments by their names"), _without(_odd_arguments)
     ] = Field(default_factory=dict)
     initialization: Annotated[Initialization, Is.one_of(get_args(Initialization))]
 
@@ -477,6 +480,9 @@ class Params(Section, plan.Plan):
 
     def _unusable(self) -> Iterator[Mistake]:
         """Data and networks that a person brought, or put together, and that nothing can be made of."""
+        if Path(self.data.file) == self.data_file:
+            yield ("data", "file"), f"{self.data.file} is what the stage download leaves; give yours another name"
+            return
         try:
             shape = self.examples.shape
         except LotteryError as error:
@@ -518,7 +524,6 @@ class Params(Section, plan.Plan):
             yield ("train", "batch_size"), f"{text}; give {left} or less"
         pieces = self.layout.weights
         layers = [piece.size for piece in pieces]
-        hidden = [piece.size for piece in pieces if piece.kind == "hidden"]
         kinds = {piece.kind for piece in pieces}
         unpruned = [kind for kind in RATES if kind in kinds and self.slower[kind] == 0]
         whole = sum(piece.size for piece in pieces if piece.kind in unpruned)
@@ -531,20 +536,31 @@ class Params(Section, plan.Plan):
             keys = {"perceptron": (("network", "hidden"), "units"), plan.OWN: (("network", "arguments"), "weights")}
             where, fewer = keys.get(self.network.name, (("train", "seeds"), "arms"))
             yield where, f"{text}; give fewer {fewer} or seeds"
-        for name, level in self.levels.items():
-            together = self.scope(name) == "global"
-            weights = sum(layers) if together else min(hidden or layers)
-            kept = round((1 - level.sparsity) * weights)
-            owner = "network" if together else "smallest hidden layer"
-            if kept == 0:
-                text = f"{level.sparsity} keeps none of the {weights} weights of the {owner}; give less"
-                yield ("levels", name, "sparsity"), text
-            elif together and whole and kept <= whole:
-                text = f"{level.sparsity} keeps {kept} of the {weights} weights of the {owner}"
-                rates = " and ".join(f"{RATES[kind][0]} 0" for kind in unpruned)
-                layers_of = " and the ".join(RATES[kind][1] for kind in unpruned)
-                whole_text = f"{rates} keep{'s' * (len(unpruned) == 1)} the {whole} of the {layers_of}"
-                yield ("levels", name, "sparsity"), f"{text}, and {whole_text}; give less"
+        left_of = {"dense": layers}  # by level, where layers are pruned one by one
+        for name in self.order:
+            level = self.levels[name]
+            if self.scope(name) == "global":
+                kept = round((1 - level.sparsity) * sum(layers))
+                text = f"{level.sparsity} keeps {kept or 'none'} of the {sum(layers)} weights of the network"
+                if kept == 0:
+                    yield ("levels", name, "sparsity"), f"{text}; give less"
+                elif whole and kept <= whole:
+                    rates = " and ".join(f"{RATES[kind][0]} 0" for kind in unpruned)
+                    layers_of = " and the ".join(RATES[kind][1] for kind in unpruned)
+                    whole_text = f"{rates} keep{'s' * (len(unpruned) == 1)} the {whole} of the {layers_of}"
+                    yield ("levels", name, "sparsity"), f"{text}, and {whole_text}; give less"
+            elif level.parent in left_of:
+                before = 0.0 if level.parent == "dense" else self.levels[level.parent].sparsity
+                counts = [
+                    weights_left(piece, kept, level.sparsity, before, self.slower)
+                    for piece, kept in zip(pieces, left_of[level.parent], strict=True)
+                ]
+                if 0 in counts:
+                    place = counts.index(0)
+                    text = f"{level.sparsity} keeps none of the {layers[place]} weights of {self.layout.titles[place]}"
+                    yield ("levels", name, "sparsity"), f"{text}; give less"
+                else:
+                    left_of[name] = counts
 
     def _disagreements_on_iterations(self) -> Iterator[Mistake]:
         last = self.iterations

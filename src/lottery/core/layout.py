@@ -45,6 +45,12 @@ class Piece:
         return self.name.rpartition(".")[0]
 
 
+def weights_left(piece: Piece, kept: int, sparsity: float, parent_sparsity: float, slower: Mapping[Kind, float]) -> int:
+    """The number of weights that a level leaves of those that its parent ``kept`` in a layer; see `pruning`."""
+    rate, own = 1 - (1 - sparsity) / (1 - parent_sparsity), slower.get(piece.kind)
+    return round((1 - sparsity) * piece.size) if own is None else round((1 - own * rate) * kept)
+
+
 @dataclass(frozen=True)
 class Own:
     """A torch module that a person wrote: where, and how it is made."""

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lottery.core.families import family
 from lottery.core.images import Images, Split
-from lottery.core.layout import Kind
+from lottery.core.layout import Kind, weights_left
 from lottery.core.randomness import generator
 from lottery.core.stack import Masks, Stack
 from lottery.core.workers import one_thread
@@ -134,10 +134,9 @@ def prune_layers(scores: Scores, masks: Masks, sparsity: float, parent_sparsity:
     convolutions, whose weights are used many times, are pruned at ``slower`` * rate of what the parent kept there (in
     Frankle & Carbin 2019, figure 2, at 10 % where dense layers are pruned at 20 %).
     """
-    rate, pruned = 1 - (1 - sparsity) / (1 - parent_sparsity), masks.clone()
+    pruned = masks.clone()
     for piece, kept in zip(masks.layout.weights, weights_kept(masks)[0].tolist(), strict=True):
-        own = slower.get(piece.kind)
-        count = round((1 - sparsity) * piece.size) if own is None else round((1 - own * rate) * kept)
+        count = weights_left(piece, kept, sparsity, parent_sparsity, slower)
         mask = masks[piece.name]
         highest = keep_highest(scores[piece.name].flatten(1), mask.flatten(1), count)
         pruned[piece.name].copy_(highest.view(mask.shape))

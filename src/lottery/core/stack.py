@@ -94,7 +94,8 @@ def initialize(layout: Layout, scheme: Initialization, generators: Sequence[Gene
     """
     networks = Stack.zeros(len(generators), layout)
     for piece in layout.others:
-        if piece.kind in ("normalization", "statistics") and not piece.name.endswith((".bias", ".running_mean")):
+        own_name = piece.name.rpartition(".")[2]
+        if piece.kind in ("normalization", "statistics") and own_name not in ("bias", "running_mean"):
             networks[piece.name].fill_(1)
     biases = {piece.layer: networks[piece.name] for piece in layout.biases}
     for row, generator in enumerate(generators):

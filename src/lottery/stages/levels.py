@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from lottery import LotteryError
+from lottery.core.layout import Layout
 from lottery.files.artifacts import Contents, load_contents, load_history, made_from
 from lottery.params import Params
 
@@ -18,7 +19,7 @@ def check_level(p: Params, level: str) -> Contents:
         ("path", held.path, p.path(level)),
         ("seeds", held.rows.seeds, rows.seeds),
         ("arms", held.rows.arms, rows.arms),
-        ("network", (held.layout.shown,), (p.layout.shown,)),
+        ("network", _network(held.layout), _network(p.layout)),
         ("last iteration", (load_history(folder)["iteration"].max(),), (p.iterations,)),
     ):
         if has != wants:
@@ -37,6 +38,12 @@ def check_origin(p: Params, level: str) -> None:
         if held.get(source) != seal:
             what = above.get(source, p.data_file)
             raise LotteryError(f"{MODELS / level}: was not made from what {what} holds; `dvc repro` makes it anew")
+
+
+def _network(layout: Layout) -> tuple[str, ...]:
+    """What tells networks apart: of a person's own the arguments and the file too."""
+    own = layout.own
+    return (layout.shown,) if own is None else (f"{own.name}({own.arguments}) of {own.file} {own.code[:8]}",)
 
 
 def _shown(values: tuple[object, ...]) -> str:
