@@ -37,6 +37,7 @@ from lottery.core.stack import Stack, everything, initialize
 from lottery.core.training import Group, Recipe, State, Task, Trained, batch_order, train
 from lottery.files.own_data import facts
 from lottery.params import Params
+from lottery.ticket.graph import try_graph
 
 FEATURES, CLASSES = (6,), 3
 IMAGE = (8, 6, 2)  # height, width, channels
@@ -760,6 +761,25 @@ def test_a_measured_network_drops_nothing_out(make_normalized: Callable[..., Lay
     examples = family(networks.layout).examples(split.validation, split.scaling)
     without = Stack(networks.flat, make_normalized(0.0))
     assert torch.equal(score(networks, examples)[0], score(without, examples)[0])
+
+
+@pytest.mark.parametrize(
+    ("forward", "line"),
+    [
+        ("return self.layer(x.clone() if len(x) == 1 else x)", "Invalid"),
+        pytest.param("return self.layer(x if x.max().item() < 9e9 else x.clone())", "Guard", marks=pytest.mark.slow),
+    ],
+)
+def test_what_cannot_be_exported_is_told_before_anything_is_trained(tmp_path: Path, forward: str, line: str) -> None:
+    file = written(tmp_path, LINEAR, forward)
+    layout = lay_out(file, "Net", {}, FEATURES, CLASSES)
+    with pytest.raises(LotteryError) as caught:
+        try_graph(layout)
+    told = str(caught.value)
+    head = f"params.yaml: network.file: {file}: Net: cannot be exported as ticket.onnx, for any number of images: "
+    assert told.startswith(f"{head}{line}")
+    assert told.endswith("; use other operators")
+    assert "\n" not in told
 
 
 # --- elsewhere -------------------------------------------------------------------------------------------------------

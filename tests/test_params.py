@@ -781,7 +781,7 @@ from torch import nn
 class Net(nn.Sequential):
     def __init__(self, norm, units=20, **more):
         layers = [nn.Flatten(), nn.Linear(784, units), nn.Linear(units, 10)]
-        super().__init__(*layers[:2], getattr(nn, norm)(units, **more), *layers[2:])
+        super().__init__(*layers[:2], getattr(nn, norm)(*[units] * (norm != "Tanh"), **more), *layers[2:])
 """
 
 
@@ -826,6 +826,12 @@ TWINS = (("twins: false", "twins: true"),)
             (*SYNFLOW, ("{norm: LayerNorm}", "{norm: LayerNorm, elementwise_affine: false}")),
             "levels.p50.criterion: synflow has no meaning for Net, whose 2 divides by the size of what flows in; "
             "choose another criterion",
+        ),
+        (
+            "Tanh",
+            SYNFLOW,
+            "levels.p50.criterion: synflow has no meaning for Net: it scores all weights of 1 0, or not by finite "
+            "numbers; choose another criterion",
         ),
         (
             "Identity",

@@ -23,6 +23,10 @@ def check(arguments: argparse.Namespace) -> int:
     """Validate params.yaml and say how much it asks for. Raises LotteryError where it holds mistakes."""
     settings = params.load()
     _check_machine(settings)
+    if settings.network.name == "own" and arguments.run is check:  # `lottery repro` leaves it to DVC's stage
+        from lottery.ticket.graph import try_graph  # takes seconds
+
+        try_graph(settings.layout)
     levels, seeds = len(settings.levels), len(settings.train.seeds)
     arms = sum(len(settings.arms(level)) for level in settings.levels)
     print(

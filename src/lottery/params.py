@@ -660,12 +660,11 @@ class Params(Section, plan.Plan):
         """What has no meaning for a network that normalizes."""
         pieces, name = self.layout.pieces, self.network.class_
         keeping = [piece.layer for piece in pieces if piece.kind == "statistics"]
-        by_input = self.normalized_by_input
-        for level in self.levels if by_input else ():
-            if self.criterion(level) == "synflow":
-                where = ("levels", level, "criterion") if self.levels[level].criterion else ("prune", "criterion")
-                text = f"synflow has no meaning for {name}, whose {by_input[0]} divides by the size of what flows in"
-                yield where, f"{text}; choose another criterion"
+        by_synflow = [level for level in self.levels if self.criterion(level) == "synflow"]
+        why = self.without_flow if by_synflow else ""
+        for level in by_synflow if why else ():
+            where = ("levels", level, "criterion") if self.levels[level].criterion else ("prune", "criterion")
+            yield where, f"synflow has no meaning for {name}{why}; choose another criterion"
         if keeping and self.train.twins:
             text = (
                 f"true has no meaning for {name}: a line between two networks says nothing of the means and variances"

@@ -90,14 +90,16 @@ class Plan:
         return perceptron((prod(shape), *(network.hidden or ()), classes), shape)
 
     @property
-    def normalized_by_input(self) -> list[str]:
-        """The layers of a person's own network that divide by the size of what flows in, as LayerNorm does."""
-        own = self.layout.own
-        if own is None:
-            return []
+    def without_flow(self) -> str:
+        """The words that say why synflow has no meaning for a person's own network; empty where it has one."""
+        layout = self.layout
+        if layout.own is None:
+            return ""
         from lottery.core.networks.own import normalized_by_input
+        from lottery.core.pruning import without_flow
 
-        return normalized_by_input(own)
+        by_input = normalized_by_input(layout.own)
+        return f", whose {by_input[0]} divides by the size of what flows in" if by_input else without_flow(layout)
 
     @property
     def slower(self) -> dict[Kind, float]:

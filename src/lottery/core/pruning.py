@@ -13,9 +13,10 @@ from torch import Tensor
 
 from lottery.core.families import family
 from lottery.core.images import Images, Split
-from lottery.core.layout import Kind, weights_left
+from lottery.core.layout import Kind, Layout, weights_left
+from lottery.core.networks.own import in_short
 from lottery.core.randomness import generator
-from lottery.core.stack import Masks, Stack
+from lottery.core.stack import Masks, Stack, everything, initialize
 from lottery.core.workers import one_thread
 
 Scores = Stack  # of float32 or float64; the highest are kept
@@ -94,6 +95,19 @@ def synflow(evidence: Evidence, masks: Masks) -> Scores:
     many layers are small.
     """
     return family(masks.layout).flow(evidence.start, masks)
+
+
+def without_flow(layout: Layout) -> str:
+    """The words that say why synflow cannot rank the weights of a layout; empty where it can."""
+    networks = initialize(layout, "glorot-normal", [torch.Generator().manual_seed(0)])
+    try:
+        scores = family(layout).flow(networks, everything(1, layout))
+    except Exception as error:
+        return f", for which it fails: {in_short(error)}"
+    for piece, score in zip(layout.weights, scores.weights, strict=True):
+        if not score.isfinite().all() or not score.any():
+            return f": it scores all weights of {piece.layer} 0, or not by finite numbers"
+    return ""
 
 
 CRITERIA: dict[str, Criterion] = {

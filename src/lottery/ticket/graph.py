@@ -1,9 +1,9 @@
 """`ticket.onnx`: the compact network as a graph that takes uint8 images, for any runtime of ONNX."""
 
-import contextlib
 import io
 import logging
 import warnings
+from contextlib import redirect_stderr, redirect_stdout
 from itertools import pairwise
 from typing import Any
 
@@ -13,6 +13,12 @@ import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from lottery import LotteryError
+from lottery.core.families import family
+from lottery.core.images import Scaling
+from lottery.core.layout import Layout
+from lottery.core.networks.own import in_short
+from lottery.core.stack import initialize
 from lottery.ticket.modules import Network, compact
 from lottery.ticket.ticket import Ticket
 
@@ -24,8 +30,33 @@ def graph(ticket: Ticket) -> bytes:
     output ``logits``, float32 [N, C].
     """
     network = compact(ticket, sparse=0.0)  # ONNX has dense products alone
-    made = _perceptron(network, ticket) if ticket.facts.layout.family == "perceptron" else _exported(network, ticket)
+    if ticket.facts.layout.family == "perceptron":
+        made = _perceptron(network, ticket)
+    else:
+        made = _exported(network, ticket.facts.image, ticket.dtype)
     return bytes(made.SerializeToString(deterministic=True))
+
+
+def try_graph(layout: Layout) -> None:
+    """Write a graph of a person's own network and run it. Raises LotteryError where that cannot be, in about 5 s."""
+    if (own := layout.own) is None:
+        return
+    draws = torch.Generator().manual_seed(0)
+    module = family(layout).module(initialize(layout, "glorot-normal", [draws]))
+    network = Network(module, Scaling((0.0,), (1.0,)), layout.inputs).eval()
+    dtype = "uint8" if len(layout.example) > 1 else "float32"
+    try:
+        written = bytes(_exported(network, layout.example, dtype).SerializeToString())
+        for count in (1, 3):
+            images = torch.randint(4, (count, *layout.example), generator=draws).to(getattr(torch, dtype))
+            with torch.no_grad():
+                if not np.allclose(run(written, images.numpy()), network(images).numpy(), rtol=1e-3, atol=1e-3):
+                    raise ValueError("it gives other logits")
+    except Exception as error:
+        raise LotteryError(
+            f"params.yaml: network.file: {own.file}: {own.name}: cannot be exported as ticket.onnx, for any number of "
+            f"images: {in_short(error.__cause__ or error)}; use other operators"
+        ) from error
 
 
 def _perceptron(network: Network, ticket: Ticket) -> onnx.ModelProto:
@@ -56,13 +87,14 @@ def _perceptron(network: Network, ticket: Ticket) -> onnx.ModelProto:
     return helper.make_model(whole, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR)
 
 
-def _exported(network: Network, ticket: Ticket) -> onnx.ModelProto:
+def _exported(network: Network, example: tuple[int, ...], dtype: str) -> onnx.ModelProto:
     """Any module's graph, made by torch."""
     # two, as a size of 1 would be taken for fixed
-    images = torch.zeros(2, *ticket.facts.image, dtype=getattr(torch, ticket.dtype))
+    images = torch.zeros(2, *example, dtype=getattr(torch, dtype))
     exporter = logging.getLogger("torch.onnx")
     level = exporter.level
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), torch.no_grad():
+    silent = io.StringIO()
+    with warnings.catch_warnings(), redirect_stdout(silent), redirect_stderr(silent), torch.no_grad():
         warnings.simplefilter("ignore")  # of torch on its own internals
         exporter.setLevel(logging.ERROR)
         try:
