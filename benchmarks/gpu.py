@@ -37,6 +37,7 @@ from lottery.params import load
 from lottery.stages.training import recipe as recipe_of
 
 BATCH, RATE = 60, 0.0012
+DATA = Path("data/mnist.safetensors")
 LAYOUTS = {"LeNet-300-100": perceptron((784, 300, 100, 10)), "Conv-2": published("conv-2", (32, 32, 3), 10)}
 TARGETS = {"LeNet-300-100": 20, "Conv-2": 3}  # times as fast as the ordinary loop
 
@@ -145,7 +146,7 @@ def same(device: str, many: int) -> None:
 def paper(device: str, folder: Path, limit: float, iterations: int | None) -> None:
     """Train the networks of the preset `paper`, level after level."""
     p = load(Path("presets/paper.yaml"))
-    split = load_split(Path("data/mnist.safetensors"), p.validation_images, p.data.scale)
+    split = load_split(DATA, p.validation_images, p.data.scale)
     recipe = replace(recipe_of(p), **({"iterations": iterations} if iterations else {}))
     began, networks = time.perf_counter(), 0
 
@@ -200,6 +201,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.device == "cuda" and not torch.cuda.is_available():
         parser.exit(2, "torch sees no GPU here; --device cpu tries the code\n")
+    if arguments.part in (None, "paper") and not DATA.exists():
+        parser.exit(2, f"{DATA}: missing; `dvc repro download` fetches it, or give another --part\n")
     name = torch.cuda.get_device_name() if arguments.device == "cuda" else "a processor"
     many = arguments.iterations or 1000
     print(f"torch {torch.__version__} on {name}\n")

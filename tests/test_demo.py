@@ -89,6 +89,12 @@ def test_nothing_drawn_is_no_image() -> None:
     assert MNIST(np.zeros((280, 280), np.uint8)) is None
 
 
+def test_an_empty_image_is_left_out() -> None:
+    images = np.zeros((3, 8, 8), np.uint8)
+    images[1:, 2:6, 3:5] = 255
+    assert Frame.of(images) == Frame.of(images[1:])
+
+
 def test_a_frame_is_measured_on_images(digits: tuple[Split, Images]) -> None:
     frame = Frame.of(digits[0].train.pixels.numpy().reshape(-1, 8, 8))
     assert (frame.side, frame.fit) == (8, 8.0)

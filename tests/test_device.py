@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from clones import Clone
 from conftest import random_masks
 from safetensors.torch import save
+from stores import runs, store, sync
 
 from lottery import LotteryError
 from lottery.core import device
@@ -19,6 +21,7 @@ from lottery.core.layout import Layout, perceptron, published
 from lottery.core.networks.own import lay_out
 from lottery.core.stack import Masks, Stack, initialize
 from lottery.core.training import Group, Recipe, State, Task, Trained, train
+from lottery.files.artifacts import load_contents
 from lottery.files.checkpoints import Checkpoints
 
 MakeSplit = Callable[..., Split]
@@ -267,6 +270,44 @@ def test_an_operator_that_is_not_steady_is_one_line() -> None:
         work()
     assert str(caught.value).startswith("params.yaml: run.device: pool_cuda does not give the same bits each time on")
     assert torch.are_deterministic_algorithms_enabled() == before
+
+
+ON_A_GPU = """
+import lottery.stages as stages
+stages.device, stages.device_name = (lambda params: "cpu:0"), (lambda params: "Some GPU")
+from lottery.stages import {0}
+stages.run({0}.main)
+"""
+
+
+@pytest.mark.slow
+def test_what_was_trained_and_measured_on_a_gpu_says_so(clone: Clone) -> None:
+    """The stages run on a device beside the processors that is no GPU, and take it for one."""
+
+    def run(stage: str, name: str = "") -> str:
+        done = subprocess.run(
+            [sys.executable, "-c", ON_A_GPU.format(stage)],
+            cwd=clone.folder, env=clone.environment | {"PYTHONPATH": "src", "DVC_STAGE": name or stage},
+            capture_output=True, text=True,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        return done.stderr
+
+    assert "warning: levels were trained on a processor, and are measured on Some GPU\n" in run("evaluate")
+    run("train")
+    assert load_contents(clone.folder / "models/dense").device == "Some GPU"
+    for level in ("p50", "p75", "p80-at-once"):
+        run("prune", f"prune@{level}")
+    assert "warning: levels" not in run("evaluate")
+    run("plot")
+    page = (clone.folder / "reports/report.html").read_text()
+    assert "Trained on a GPU, whose bits are its model’s alone: dense on Some GPU, p50 on Some GPU, " in page
+    assert "Accuracies are measured on Some GPU." in page
+    clone.run("dvc", "commit", "-f")
+    sync(clone)
+    found = runs(store(clone), "params.device = 'Some GPU'")
+    names = {run.info.run_name.partition(" ·")[0] for run in found}
+    assert {"dense", "dense dense 0", "p50", "p50 random 0", "evaluate"} <= names, names
 
 
 @needs_gpu

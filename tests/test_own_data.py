@@ -262,6 +262,13 @@ def test_a_mistake_is_told_in_one_line(line: str, suffix: str, tmp_path: Path) -
     assert _refusal(read, path).startswith(line)
 
 
+def test_labels_that_are_texts_are_told_how_to_be_numbers(tmp_path: Path) -> None:
+    path = _written(tmp_path / "own.npz", _with(test_labels=lambda labels: labels.astype("<U1"))(wine()))
+    told = _refusal(facts, path)
+    assert told.startswith("test_labels: str32 [")
+    assert told.endswith("labels are integers [N]; `numpy.unique(labels, return_inverse=True)[1]` makes them that")
+
+
 @pytest.mark.parametrize("suffix", SUFFIXES)
 @pytest.mark.parametrize("line", MISTAKES_IN_VALUES)
 def test_a_mistake_among_the_values_is_told_when_they_are_read(line: str, suffix: str, tmp_path: Path) -> None:

@@ -201,7 +201,7 @@ def _pop(name: str) -> Callable[[dict[str, Any], dict[str, NDArray[Any]]], None]
         (altered(_sizes(100_000, 100_000, 10)), "it names 10001000000 weights; at most "),
         (altered(_sizes(10**9, 10**9)), "it names a size that is not from 1 to "),
         (altered(_sizes(-(2**20), -(2**20), 2**20, 1, 10)), "it names a size that is not from 1 to "),
-        (altered(_sizes(*([10**4000] * 200))), "it names 199 layers and 599 sizes; at most 100 layers are read"),
+        (altered(_sizes(*([10**4000] * 1200))), "it names 1199 layers and 3599 sizes; at most 1000 layers are r"),
         (altered(lambda said, _: said["facts"]["layout"].update(sizes=[64] * 10**5)), "it names 2 layers and 100005 "),
         (altered(lambda said, _: said["facts"]["shapes"].update(layer0=[64.0, 32])), "it names 2 layers and 8 sizes"),
         (altered(lambda said, _: said["facts"].update(scale=0.0)), "of sparsity, accuracy, shift and scale one is no"),

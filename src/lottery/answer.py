@@ -33,7 +33,7 @@ def told(params: Params) -> str:
     ways = [
         ("the report:", f"open {PAGE} in a browser"),
         ("every network:", "make ui"),
-        ("the ticket:", "tickets/model_card.md; make demo"),
+        ("the ticket:", "tickets/model_card.md" + "; make demo" * params.can_be_drawn),
         ("to undo:", f"git restore . && {dvc} checkout --allow-missing   (parameters and results of the last commit)"),
     ]
     return "\n\n".join(filter(None, ["\n".join(words), _columns(rows), "\n".join(reasons), _columns(ways)]))

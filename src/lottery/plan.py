@@ -78,6 +78,12 @@ class Plan:
         return Examples(own.train, own.shape, own.classes)
 
     @property
+    def can_be_drawn(self) -> bool:
+        """Whether the examples are grey square images, as a person draws them in `lottery demo`."""
+        shape = self.examples.shape
+        return len(shape) > 1 and shape[0] == shape[1] and shape[2:] in ((), (1,))
+
+    @property
     def layout(self) -> Layout:
         """What every network is made of. Raises LotteryError where it is a person's own and cannot be used."""
         network, (_, shape, classes) = self.network, self.examples

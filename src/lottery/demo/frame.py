@@ -26,8 +26,8 @@ class Frame:
 
     @classmethod
     def of(cls, images: Pixels) -> "Frame":
-        """Measure images [N, side, side], none of which is empty."""
-        side = images.shape[1]
+        """Measure images [N, side, side]; empty ones are left out."""
+        side, images = images.shape[1], images[images.any(axis=(1, 2))]
         rows, columns = (images.sum(axis=axis, dtype=np.float64) for axis in (2, 1))  # [N, side]
         spans = [side - (sums > 0).argmax(axis=1) - (sums[:, ::-1] > 0).argmax(axis=1) for sums in (rows, columns)]
         row, column = (float((sums @ np.arange(side) / sums.sum(axis=1)).mean()) for sums in (rows, columns))

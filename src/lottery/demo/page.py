@@ -35,8 +35,8 @@ class Demo:
     @classmethod
     def of(cls, p: Params) -> "Demo":
         """Load what params.yaml asks for. Raises LotteryError where an output is missing."""
-        _, shape, count = p.examples
-        if len(shape) != 2 or shape[0] != shape[1]:
+        count = p.examples.classes
+        if not p.can_be_drawn:
             raise LotteryError(
                 f"params.yaml: data.name: {p.data.name} has no grey square images, and others cannot be drawn; "
                 "choose mnist, fashion-mnist, kmnist or digits"

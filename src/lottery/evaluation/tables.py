@@ -13,6 +13,7 @@ from lottery.evaluation.verdicts import Judged
 
 MOST_NAMED = 4  # arms in a warning
 FEWEST_EVALUATIONS = 10  # of a network, with fewer of which early stopping sees little
+DEVICE = "device"  # a file beside the tables, where they are measured on a GPU: its name
 DECIMALS = 6  # of means and other measures in tables and in MLflow; an accuracy on 10,000 images has four
 
 
@@ -84,6 +85,12 @@ def warning(levels: pd.DataFrame, iterations: int, evaluate_every: int) -> str:
     else:
         remedy = "train longer to see where they stop"
     return f"{which}; {remedy} (train.epochs or train.iterations in params.yaml)"
+
+
+def measured_on(tables: Path) -> str:
+    """The name of the GPU that the networks of `evaluate`'s tables were measured on; empty where it was a processor."""
+    path = tables / DEVICE
+    return path.read_text(encoding="utf-8").strip() if path.exists() else ""
 
 
 def load_table(path: Path) -> pd.DataFrame:

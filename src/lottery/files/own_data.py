@@ -228,6 +228,8 @@ def _check_labels(name: str, header: _Header) -> None:
     if not re.fullmatch(r"u?int\d+", header.dtype) or len(header.shape) != 1:
         one_each = len(header.shape) < 2 or math.prod(header.shape[1:]) == 1
         remedy = '`.ravel().astype("int64")`' if one_each else "`.argmax(1)`, where a row has a value per class,"
+        if not re.match("float|bool|u?int", header.dtype):
+            remedy = "`numpy.unique(labels, return_inverse=True)[1]`"
         raise _WrongError(f"{name}: {header}; labels are integers [N]; {remedy} makes them that")
 
 

@@ -56,6 +56,7 @@ class Findings:
     # levels trained where torch, numpy or the processor may have been others than the stage's
     mixed: Sequence[str] = ()
     devices: Mapping[str, str] = field(default_factory=dict)  # the GPUs of the levels that were trained on one
+    measured_on: str = ""  # the GPU that accuracies were measured on
 
     @cached_property
     def judged(self) -> list[dict[str, Any]]:

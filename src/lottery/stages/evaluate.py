@@ -28,7 +28,7 @@ from lottery.files.sealed import seal_folder
 from lottery.files.workplace import replacing
 from lottery.params import Params
 from lottery.plan import BEFORE_TRAINING
-from lottery.stages import device, run, threads
+from lottery.stages import device, device_name, run, threads
 from lottery.stages.levels import check_level, check_origin
 from lottery.stages.progress import report
 from lottery.ticket.sizes import sizes
@@ -52,6 +52,8 @@ def main() -> None:
         if len(made_on) > 1:
             said = "; ".join(f"{', '.join(names)} on {name}" for name, names in made_on.items())
             print(f"warning: levels were trained on different devices: {said}", file=sys.stderr)
+        elif (here := device_name(p) or "a processor") not in made_on:
+            print(f"warning: levels were trained on {next(iter(made_on))}, and are measured on {here}", file=sys.stderr)
         on_test, on_train = images(p)
         networks = measure(p, on_test, on_train)
         levels = summarize(networks).assign(trainings=lambda table: table["level"].map(lambda name: trainings(p, name)))
@@ -71,6 +73,8 @@ def main() -> None:
             for name, table in tables.items():
                 reports.rounded(table).to_csv(folder / f"{name}.csv", index=False, lineterminator="\n")
             _write(folder / "claims.json", reports.judged_claims(judge_claims(p, networks)))
+            if name := device_name(p):
+                (folder / reports.DEVICE).write_text(name + "\n", encoding="utf-8")
             seal_folder(folder)
         _write(COMPRESSION, measure_sizes(p, networks))
         _write(METRICS, reports.compared(levels, judged))

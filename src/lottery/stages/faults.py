@@ -29,6 +29,8 @@ def line(stage: str, error: BaseException) -> str | None:
     """The line for an error that a stage met, None where it is none of the machine's."""
     if isinstance(error, BrokenExecutor):
         return f"run.threads: a worker was ended from outside, as happens where memory runs out: {LESS}"
+    if "CUDA out of memory" in str(error):
+        return f"run.device: the GPU's memory ran out: {GOES_ON}, once other programs have left it, or on the cpu"
     if lacks_memory(error):
         return f"run.threads: memory ran out: {LESS}"
     if isinstance(error, OSError) and error.errno in FULL:

@@ -12,7 +12,7 @@ from lottery import LotteryError, params, tracking
 from lottery.core.arms import ARMS
 from lottery.core.families import family
 from lottery.evaluation import tables as reports
-from lottery.evaluation.tables import load_table
+from lottery.evaluation.tables import load_table, measured_on
 from lottery.files.artifacts import load_contents, load_history, load_masks
 from lottery.files.digests import digest
 from lottery.files.sealed import REMAKE, DamagedError, verify_folder
@@ -77,6 +77,7 @@ def load_findings(p: Params) -> Findings:
         ),
         mixed=[name for name, level in contents.items() if level.mixed],
         devices={name: level.device for name, level in contents.items() if level.device},
+        measured_on=measured_on(TABLES),
         iterations=p.iterations,
         layout=p.layout,
         data=digest_of_data(p.data_file),

@@ -36,7 +36,7 @@ from lottery.ticket.ticket import Facts, Ticket
 
 VERSION = 1
 MOST_WEIGHTS = 2**27  # of a network that is read: half a gigabyte of float32
-MOST_LAYERS = 100
+MOST_LAYERS = 1000
 MOST_BYTES = 10 * MOST_WEIGHTS  # of a file: values, initial values and gaps, and as much again for its header
 LONG = 255  # the gap that has no kept weight after it
 TYPES = {"float32": np.float32, "half": np.float16}

@@ -19,7 +19,7 @@ from lottery.core.pruning import density, weights_kept
 from lottery.core.stack import Masks
 from lottery.evaluation.statistics import by_level, early_stopping
 from lottery.evaluation.structure import of_networks
-from lottery.evaluation.tables import load_table
+from lottery.evaluation.tables import load_table, measured_on
 from lottery.files.artifacts import load_contents, load_history, load_masks
 from lottery.params import Params
 from lottery.provenance import git
@@ -154,6 +154,7 @@ def simple(output: Output, folder: Path) -> Content:
         found = findings(output, folder)
         points, note = list(summary(found.levels)), notes.of_evaluation(found)
         params |= {f"verdict.{each['level']}": each["verdict"] for each in found.judged}
+        params |= {"device": name} if (name := measured_on(folder / "tables")) else {}
         files = [folder / "compression.json", folder / "metrics.json"]  # the first of later versions alone
         artifacts["reports"] = partial(_copy, [file for file in files if file.exists()])
         artifacts["reports/tables"] = partial(_copy, sorted((folder / "tables").iterdir()))
@@ -237,6 +238,7 @@ def level(output: Output, folder: Path) -> tuple[Content, dict[tuple[str, int], 
     measures = {name: values.tolist() for name, values in of_networks(masks).items()}
     histories = dict(iter(history.groupby(["arm", "seed"], sort=False)))
     losses = history.set_index(["arm", "seed", "iteration"])["validation_loss"]
+    device = {"device": contents.device} if contents.device else {}
     networks = {}
     for row, (arm, seed) in enumerate(contents.rows):
         stop = stops.loc[(arm, seed)]
@@ -255,7 +257,7 @@ def level(output: Output, folder: Path) -> tuple[Content, dict[tuple[str, int], 
             points += [point for point in curves if not math.isnan(point[1])]
         networks[arm, seed] = Content(
             _name(output, arm, seed),
-            network_settings(output.params, output.name, arm, seed),
+            network_settings(output.params, output.name, arm, seed) | device,
             points,
             notes.of_network(output.name, arm, seed, sum(kept[row]), densities[row], stop, loss),
             data,
@@ -265,7 +267,6 @@ def level(output: Output, folder: Path) -> tuple[Content, dict[tuple[str, int], 
     for (arm, iteration), rows in history.groupby(["arm", "iteration"], sort=False):
         means += mean_points(arm, iteration, {curve: rows[curve] for curve in CURVES})
     note = notes.of_level(output, len(networks))
-    device = {"device": contents.device} if contents.device else {}
     return Content(output.name, level_settings(output.params, output.name) | device, means, note, data), networks
 
 
