@@ -53,6 +53,7 @@ def test_networks_are_counted_with_their_twins(twins: bool, dense: int, level: i
     assert params.networks("p75") == level
 
 
+@pytest.mark.slow
 def test_a_machine_is_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Seconds of processors; twenty times the weights take longer whatever else this machine does."""
     monkeypatch.chdir(tmp_path)
@@ -137,6 +138,7 @@ def test_what_dvcs_cache_has_would_be_restored(clone: Clone, monkeypatch: pytest
     assert "on 2, 4, 8 nodes like this one (run.engine: ray): " in table
 
 
+@pytest.mark.slow
 def test_a_clone_with_a_cache_and_without_outputs_has_them_restored(
     clone: Clone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

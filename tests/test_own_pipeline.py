@@ -1,5 +1,6 @@
 """A network of one's own and data of one's own, through the whole pipeline by real DVC."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -95,6 +96,17 @@ def test_a_folder_of_the_repository_reads_it_too(here: Clone, monkeypatch: pytes
     expected = lottery.load("p50").test_accuracy
     monkeypatch.chdir("src")
     assert lottery.load("p50").test_accuracy == expected
+
+
+def test_networks_that_were_made_with_other_arguments_are_not_evaluated(
+    clones: Callable[[str], Clone], tmp_path: Path
+) -> None:
+    shutil.copytree(clones("images").folder, tmp_path / "clone", symlinks=True)
+    clone = Clone(tmp_path / "clone")
+    clone.change(network=NETWORK | {"arguments": {"filters": 8}})
+    told = clone.run("dvc", "repro", "--single-item", "evaluate", check=False)
+    assert 'models/dense: has network Net({"dropout": 0.1, "filters": 4}) of networks/example.py ' in told
+    assert ', but params.yaml asks for Net({"filters": 8}) of networks/example.py ' in told
 
 
 def test_a_comment_in_the_networks_file_trains_anew_and_downloads_nothing(here: Clone) -> None:

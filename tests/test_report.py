@@ -210,9 +210,8 @@ def test_the_report_has_the_tables_sum_in_dvc_lock_and_the_command_that_finds_th
     assert clone.run(*command.split()).splitlines()[-1] == f"{commit} Results"
 
 
-@pytest.mark.parametrize(
-    "history", ["a shallow clone of later commits", pytest.param("no git", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("history", ["a shallow clone of later commits", "no git"])
 def test_the_report_has_the_same_bytes_whatever_git_says(clone: Clone, history: str, tmp_path: Path) -> None:
     expected, path = clone.files("reports"), clone.environment["PATH"]
     if history == "no git":
