@@ -1,7 +1,7 @@
 """A pipeline that is killed with SIGKILL, and run again, leaves the bytes of an undisturbed one and loses little.
 
-Each test kills one process, or all, of a real `dvc repro` at a random moment of a random stage: 2 in `make test`, 7
-more in `make test-all`, 50 in `make test-faults`, which prints how it went.
+Each test kills one process, or all, of a real `dvc repro` at a random moment of a random stage: 9 in `make test-all`,
+50 in `make test-faults`, which prints how it went.
 """
 
 import json
@@ -140,7 +140,8 @@ def _content(clone: Clone) -> dict[str, bytes]:
     return outputs | {"dvc.lock": (clone.folder / "dvc.lock").read_bytes()}
 
 
-@pytest.mark.parametrize("number", [pytest.param(i, marks=[pytest.mark.slow] if i >= 2 else []) for i in range(TRIALS)])
+@pytest.mark.slow
+@pytest.mark.parametrize("number", range(TRIALS))
 def test_what_is_killed_goes_on_to_the_same_bytes(
     undisturbed: Undisturbed, tally: list[tuple[str, float | None]], tmp_path: Path, number: int
 ) -> None:
