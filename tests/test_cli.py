@@ -57,10 +57,12 @@ def test_check_prints_each_mistake_and_exits_with_2(capsys: pytest.CaptureFixtur
         ("networks/example.py", "networks/mine.py", "network.file: networks/mine.py: no such file; write it, or name "),
         ("data/example.npz", "data/mine.npz", "data.file: data/mine.npz: no such file; write it, or name data/example"),
         ("data/example.npz", "data/mnist.safetensors", "data.file: data/mnist.safetensors is what the stage download"),
-        ("device: auto ", "device: cuda ", "run.device: cuda: torch sees no GPU here; make it auto or cpu"),
+        pytest.param(
+            *("device: auto ", "device: cuda ", "run.device: cuda: torch sees no GPU here; make it auto or cpu"),
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="torch sees a GPU here"),
+        ),
     ],
 )
-@pytest.mark.skipif(torch.cuda.is_available(), reason="torch sees a GPU here")
 def test_check_finds_what_dvc_would_miss(old: str, new: str, line: str, capsys: pytest.CaptureFixture[str]) -> None:
     for file in ("dvc.yaml", "networks/example.py", "data/example.npz"):
         Path(file).parent.mkdir(exist_ok=True)

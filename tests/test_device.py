@@ -23,6 +23,7 @@ from lottery.core.stack import Masks, Stack, initialize
 from lottery.core.training import Group, Recipe, State, Task, Trained, train
 from lottery.files.artifacts import load_contents
 from lottery.files.checkpoints import Checkpoints
+from lottery.stages.faults import line
 
 MakeSplit = Callable[..., Split]
 SGD = Recipe(20, 10, 0.01, 7, optimizer="sgd", momentum=0.9, weight_decay=0.01)
@@ -257,6 +258,12 @@ def test_fewer_are_measured_together_where_so_many_do_not_fit(
     expected = device.accuracy(networks, there)
     monkeypatch.setattr(device.Examples, "score", full)
     assert torch.equal(device.accuracy(networks, there), expected)
+
+
+def test_a_gpu_whose_memory_runs_out_elsewhere_is_one_line() -> None:
+    told = line("evaluate", torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total"))
+    remedy = "end what else uses it, or set it to cpu; then `dvc repro` goes on from here"
+    assert told == f"run.device: the GPU's memory ran out: {remedy}"
 
 
 def test_an_operator_that_is_not_steady_is_one_line() -> None:

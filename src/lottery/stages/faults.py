@@ -30,7 +30,7 @@ def line(stage: str, error: BaseException) -> str | None:
     if isinstance(error, BrokenExecutor):
         return f"run.threads: a worker was ended from outside, as happens where memory runs out: {LESS}"
     if "CUDA out of memory" in str(error):
-        return f"run.device: the GPU's memory ran out: {GOES_ON}, once other programs have left it, or on the cpu"
+        return f"run.device: the GPU's memory ran out: end what else uses it, or set it to cpu; then {GOES_ON}"
     if lacks_memory(error):
         return f"run.threads: memory ran out: {LESS}"
     if isinstance(error, OSError) and error.errno in FULL:
